@@ -1,0 +1,25 @@
+"""tightpack: quantize, batch and serve language models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tightpack.llm import LLM, AsyncLLM
+    from tightpack.requests.sampling_params import SamplingParams
+
+__all__ = ["LLM", "AsyncLLM", "SamplingParams"]
+
+_HOMES = {
+    "LLM": "tightpack.llm",
+    "AsyncLLM": "tightpack.llm",
+    "SamplingParams": "tightpack.requests.sampling_params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that importing one of the small packages stays free of the large ones.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tightpack' has no attribute {name!r}")

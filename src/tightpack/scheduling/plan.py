@@ -1,0 +1,44 @@
+"""A step's plan: token counts per request. There is no prefill flag; a chunk says what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tightpack.requests.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute tokens [first_token, first_token + num_tokens) of `request.token_ids`.
+
+    block_table: the request's KV blocks in order, enough for first_token + num_tokens positions;
+        position p lives in block_table[p // block_size] at offset p % block_size.
+    """
+
+    request: Request
+    first_token: int
+    num_tokens: int
+    block_table: tuple[int, ...]
+
+    @property
+    def samples(self) -> bool:
+        """Whether this chunk reaches the last known token, so that the next one is sampled from its logits."""
+        return self.first_token + self.num_tokens == len(self.request.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes, and which requests lost their blocks to make room for it.
+
+    Chunks come in a fixed order (running requests by age, then the admitted), one a request.
+    """
+
+    chunks: tuple[Chunk, ...]
+    evicted: tuple[Request, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks)

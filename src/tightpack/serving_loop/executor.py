@@ -1,0 +1,61 @@
+"""The seam between the serving loop and what computes: weights, KV tensors and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tightpack.requests.outputs import TokenLogprobs
+from tightpack.scheduling.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The token chosen after a chunk's last position; `logprobs` when the request asked for them."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave, keyed by request id.
+
+    sampled: one entry for every chunk with `samples`, but for failed requests.
+    prompt_logprobs: for requests with `params.prompt_logprobs`, one entry for each prompt token that this
+        step's positions predict (the chunk's positions p with p + 1 inside the prompt), in order.
+    failed: requests that could not be computed, with the reason; the others are unharmed.
+    elapsed_s: seconds the step took on the executor's clock (wall time, or virtual in simulation).
+    """
+
+    sampled: Mapping[str, SampledToken]
+    elapsed_s: float
+    prompt_logprobs: Mapping[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Computes plans. Knows nothing of queues; keeps no state a request but the KV cache in its blocks.
+
+    Sampling depends on the request alone: penalties on its token ids, randomness on
+    `random_stream.uniform(request.seed, request.num_output_tokens)`.
+    """
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool."""
+
+    @property
+    def block_size(self) -> int:
+        """Token positions a block."""
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """What runs where, for logs and manifests: backend, device, dtype, kv_cache_dtype, threads, ..."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute the plan's chunks, write their keys and values, and sample where a chunk reaches its end."""
+
+    def close(self) -> None:
+        """Free what was allocated; the executor cannot be used afterwards."""
