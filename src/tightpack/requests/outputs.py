@@ -28,6 +28,14 @@ class RequestTimings:
     finished_time: float | None = None
     token_times: list[float] = field(default_factory=list)
 
+    @property
+    def first_token_time(self) -> float | None:
+        return self.token_times[0] if self.token_times else None
+
+    @property
+    def last_token_time(self) -> float | None:
+        return self.token_times[-1] if self.token_times else None
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

@@ -50,4 +50,4 @@ class Policy(Protocol):
         """Whether the request's tokens may be shown yet (`static` holds them until its batch is done)."""
 
     def close_intake(self) -> None:
-        """No further request comes, so that a partial batch need not wait for one."""
+        """No further request is expected, so that a partial batch need not wait for one; `add` reopens."""

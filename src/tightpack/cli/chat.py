@@ -1,0 +1,54 @@
+"""`tightpack chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from tightpack.cli.generate import chat_prompt, print_stream
+from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, TemperatureOption, ThreadsOption
+from tightpack.engine_args import DEFAULT_MODEL
+from tightpack.requests.sampling_params import SamplingParams
+
+
+def chat(
+    model: ModelArgument = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Output tokens an answer at the most.")] = 512,
+    temperature: TemperatureOption = 0.7,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    num_threads: ThreadsOption = None,
+) -> None:
+    """Talk with a model. /clear forgets the conversation, /exit or Ctrl-D ends it.
+
+    Example: `tightpack chat --system "Answer in one sentence."`
+    """
+    from tightpack.llm import AsyncLLM
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    engine = AsyncLLM(model=model, dtype=dtype, device=device, num_threads=num_threads, max_num_seqs=1)
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    typer.echo(f"{engine.model_name}: /clear forgets the conversation, /exit or Ctrl-D ends it")
+    try:
+        while True:
+            try:
+                said = input("> ").strip()
+            except EOFError:
+                break
+            if said == "/exit":
+                break
+            if said == "/clear":
+                messages = list(opening)
+            elif said:
+                messages.append({"role": "user", "content": said})
+                # The prefix cache holds the conversation so far, so each turn computes only what is new.
+                answer = asyncio.run(print_stream(engine, chat_prompt(engine, messages), params))
+                messages.append({"role": "assistant", "content": answer})
+    finally:
+        engine.close()

@@ -1,0 +1,57 @@
+"""The `tightpack` command. Arguments and environment are read in this folder and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from tightpack.cli.bench import bench
+from tightpack.cli.chat import chat
+from tightpack.cli.convert import convert
+from tightpack.cli.demo import demo
+from tightpack.cli.generate import generate
+from tightpack.cli.inspect import inspect
+from tightpack.cli.serve import serve
+
+app = typer.Typer(
+    name="tightpack",
+    help="Quantize, batch and serve language models. MODEL is smollm2-135m (bundled, the default), a Hugging "
+    "Face directory, a GGUF file or a hub id.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+for command in (demo, generate, chat, serve, inspect, convert, bench):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(installed_version("tightpack"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: what the user can mend is one line on standard error, and exit code 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("TIGHTPACK_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        print("(TIGHTPACK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

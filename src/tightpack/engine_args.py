@@ -1,0 +1,123 @@
+"""Engine arguments under vLLM's names, and their "auto" values resolved for a model and a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from tightpack.architectures.model_spec import ModelSpec
+from tightpack.requests.arguments import refuse_unknown, strict_keywords
+from tightpack.scheduling.limits import SchedulerLimits
+from tightpack.scheduling.registry import POLICY_NAMES
+
+DEFAULT_MODEL = "smollm2-135m"
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
+# Prompt tokens that share a step with the decodes under chunked prefill. A CPU computes one to two thousand
+# prompt tokens a second, so 256 keep the others' gap near 0.2 s; a GPU needs more to be busy.
+CHUNK_BUDGET = {"cpu": 256, "cuda": 2048}
+
+
+@strict_keywords
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineArgs:
+    """What an engine is made from. Fields that are None or "auto" are chosen by `resolve_limits` and the executor.
+
+    model: the bundled "smollm2-135m", a Hugging Face directory, a GGUF file or a hub id.
+    served_model_name: the name clients use; the model's own when None.
+    dtype: of weights and activations; "auto" takes the checkpoint's.
+    device: "auto" takes CUDA where there is one.
+    kv_cache_dtype: "auto" takes dtype.
+    gpu_memory_utilization: the share of the device's memory that weights, activations and KV cache may fill.
+    max_num_seqs: requests a step at the most (the batch size of `static` and `dynamic`).
+    max_num_batched_tokens: tokens a step at the most.
+    max_model_len: prompt and output tokens of a request at the most.
+    block_size: positions a KV block.
+    num_blocks: KV blocks; None sizes the pool by memory.
+    seed: of the seeds drawn for requests that bring none.
+    enable_prefix_caching: share the KV blocks of equal prompt beginnings.
+    policy: static, dynamic, continuous or chunked-prefill.
+    max_wait: seconds that `dynamic` holds its oldest request for company, and that `static` waits for the
+        next arrival before a partial batch leaves.
+    max_queue: waiting requests at the most; one more is refused.
+    num_threads: CPU threads; None takes one a physical core.
+    """
+
+    model: str = DEFAULT_MODEL
+    served_model_name: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    kv_cache_dtype: str = "auto"
+    gpu_memory_utilization: float = 0.90
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    seed: int = 0
+    enable_prefix_caching: bool = True
+    policy: str = "chunked-prefill"
+    max_wait: float | None = None
+    max_queue: int = 1024
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
+        _one_of("policy", self.policy, POLICY_NAMES)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks", "max_queue"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_wait is not None and self.max_wait < 0:
+            raise ValueError(f"max_wait must be 0 seconds or more, got {self.max_wait}")
+
+    @classmethod
+    def from_keywords(cls, owner: str, keywords: dict[str, Any]) -> EngineArgs:
+        """Build from the keyword arguments of `owner`, whose name an error carries."""
+        refuse_unknown(owner, keywords, [field.name for field in dataclasses.fields(cls)])
+        return cls(**keywords)
+
+
+def resolve_max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
+    """The context length: the model's own, or less when asked; more is an error."""
+    longest = spec.max_position_embeddings
+    if args.max_model_len is None:
+        return longest
+    if args.max_model_len > longest:
+        raise ValueError(f"max_model_len={args.max_model_len} is beyond the {longest} positions of {args.model}")
+    return args.max_model_len
+
+
+def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device: str) -> SchedulerLimits:
+    """The scheduler's capacities; `max_num_batched_tokens` is chosen to suit the policy when not given."""
+    tokens = args.max_num_batched_tokens
+    if tokens is None:
+        # Whole-prompt policies must take the longest prompt beside every running decode.
+        chunked = args.policy == "chunked-prefill"
+        tokens = max(CHUNK_BUDGET[device], args.max_num_seqs) if chunked else max_model_len + args.max_num_seqs
+    max_wait = args.max_wait
+    if max_wait is None:
+        max_wait = 1.0 if args.policy == "static" else 0.05
+    return SchedulerLimits(
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=tokens,
+        max_model_len=max_model_len,
+        block_size=args.block_size,
+        num_blocks=num_blocks,
+        max_queue=args.max_queue,
+        max_wait=max_wait,
+        enable_prefix_caching=args.enable_prefix_caching,
+    )
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(valid)}"
+        raise ValueError(f"{name}={value!r} is not known; {hint}")

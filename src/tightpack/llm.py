@@ -1,0 +1,403 @@
+"""LLM and AsyncLLM: the one place that assembles checkpoint, policy and executor."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.checkpoints.open import open_checkpoint
+from tightpack.checkpoints.tokenizer import Tokenizer
+from tightpack.engine_args import DEFAULT_MODEL, EngineArgs, resolve_limits, resolve_max_model_len
+from tightpack.progress import progress_bar
+from tightpack.requests.prompts import Message, Prompt, as_conversations, as_prompt_list, text_or_token_ids
+from tightpack.requests.request import Request
+from tightpack.requests.request_output import RequestOutput
+from tightpack.requests.sampling_params import SamplingParams
+from tightpack.requests.service_class import STANDARD, ServiceClass
+from tightpack.scheduling.limits import SchedulerLimits
+from tightpack.scheduling.policy import QueueFullError
+from tightpack.scheduling.registry import make_policy
+from tightpack.serving_loop.clock import Clock, MonotonicClock
+from tightpack.serving_loop.collect import OutputCollector
+from tightpack.serving_loop.engine_thread import EngineThread
+from tightpack.serving_loop.executor import Executor
+from tightpack.serving_loop.loop import LoopStats, ServingLoop
+from tightpack.serving_loop.text_stream import CompletionDelta, CompletionStream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded model under one policy.
+
+    args: as given; `limits` and `executor.description` hold what their "auto" became.
+    load_seconds: phase of loading to the seconds it took.
+    """
+
+    args: EngineArgs
+    checkpoint: Checkpoint
+    executor: Executor
+    limits: SchedulerLimits
+    loop: ServingLoop
+    load_seconds: Mapping[str, float]
+
+    def with_policy(self, policy: str, clock: Clock | None = None, **changes: Any) -> Engine:
+        """The same weights and KV tensors under another policy (and changed arguments), with empty queues."""
+        args = replace(self.args, policy=policy, **changes)
+        device = self.executor.description["device"].split(":")[0]
+        limits = resolve_limits(args, self.limits.max_model_len, self.limits.num_blocks, device)
+        loop = ServingLoop(make_policy(policy, limits), self.executor, clock or self.loop.clock)
+        return replace(self, args=args, limits=limits, loop=loop)
+
+    @property
+    def max_model_len(self) -> int:
+        return self.limits.max_model_len
+
+
+def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
+    """Open the checkpoint, load its weights, size the KV cache, and put the policy in front of it.
+
+    Raises CheckpointError for the checkpoint, ValueError for arguments that do not go together, and
+    ModuleNotFoundError that says what to install where PyTorch is needed and absent.
+    """
+    started = time.monotonic()
+    checkpoint = open_checkpoint(args.model)
+    max_model_len = resolve_max_model_len(args, checkpoint.spec)
+    opened = time.monotonic()
+    executor = _make_executor(checkpoint, args, max_model_len)
+    loaded = time.monotonic()
+    device = executor.description["device"].split(":")[0]
+    limits = resolve_limits(args, max_model_len, executor.num_blocks, device)
+    loop = ServingLoop(make_policy(args.policy, limits), executor, clock or MonotonicClock())
+    seconds = {"checkpoint": opened - started, "weights": loaded - opened}
+    engine = Engine(args, checkpoint, executor, limits, loop, seconds)
+    logger.info("loaded %s: %s, policy %s, %s", checkpoint.name, dict(executor.description), args.policy, limits)
+    return engine
+
+
+def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
+    try:
+        from tightpack.torch_backend.build import build_torch_executor
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            "this model runs on PyTorch, which is not installed: pip install 'tightpack[torch]'", name="torch"
+        ) from error
+    return build_torch_executor(
+        checkpoint,
+        dtype=args.dtype,
+        device=args.device,
+        kv_cache_dtype=args.kv_cache_dtype,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=max_model_len,
+        block_size=args.block_size,
+        num_blocks=args.num_blocks,
+        num_threads=args.num_threads,
+    )
+
+
+class _RequestMaker:
+    """Prompts and parameters in, validated requests out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tokenizer = engine.checkpoint.tokenizer
+        self._vocab_size = engine.checkpoint.spec.vocab_size
+        self._eos = frozenset(self._tokenizer.eos_token_ids) | frozenset(engine.checkpoint.spec.eos_token_ids)
+        self._seeds = random.Random(engine.args.seed)
+
+    def make(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        service_class: ServiceClass,
+        arrival_time: float,
+    ) -> tuple[str | None, list[Request]]:
+        """The prompt's text, and one request for each of the n completions. Raises TypeError or ValueError."""
+        given = text_or_token_ids(prompt)
+        text = given if isinstance(given, str) else None
+        token_ids = tuple(self._tokenizer.encode(given) if isinstance(given, str) else given)
+        self._check(token_ids, params)
+        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
+        room = self._engine.max_model_len - len(token_ids)
+        requests = [
+            Request(
+                request_id=request_id if params.n == 1 else f"{request_id}-{index}",
+                prompt_token_ids=token_ids,
+                params=params,
+                seed=seed + index,
+                max_output_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                eos_token_ids=frozenset() if params.ignore_eos else self._eos,
+                service_class=service_class,
+                arrival_time=arrival_time,
+            )
+            for index in range(params.n)
+        ]
+        return text, requests
+
+    def _check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
+        longest = self._engine.max_model_len
+        if not token_ids:
+            raise ValueError("the prompt is empty; it needs at least one token")
+        if len(token_ids) >= longest:
+            raise ValueError(
+                f"the prompt has {len(token_ids)} tokens, and max_model_len={longest} must hold it and at least "
+                "one output token; shorten the prompt"
+            )
+        for name, ids in (
+            ("prompt_token_ids", token_ids),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids or ()),
+        ):
+            beyond = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+            if beyond is not None:
+                raise ValueError(f"{name} holds token id {beyond}, and the vocabulary is 0 to {self._vocab_size - 1}")
+
+    def decoder(self, params: SamplingParams) -> Callable[[Sequence[int]], str]:
+        return partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
+
+
+class LLM:
+    """Offline inference with vLLM's interface.
+
+    Keyword arguments are those of `EngineArgs`; an unknown one is refused with the nearest valid name.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **engine_args: Any) -> None:
+        self.engine = load_engine(EngineArgs.from_keywords("LLM", {"model": model, **engine_args}))
+        self._maker = _RequestMaker(self.engine)
+        self._ids = itertools.count()
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.engine.checkpoint.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete the prompts, in order, under the engine's policy.
+
+        prompts: strings, {"prompt": text} or {"prompt_token_ids": ids}; one or many.
+        sampling_params: for all prompts, or one each.
+        use_tqdm: show a progress bar with tokens a second.
+        Raises TypeError or ValueError, before anything runs, for a prompt or parameters that cannot run. A
+        request that fails while it runs ends with finish_reason "error"; the others are unharmed.
+        """
+        listed = as_prompt_list(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            each = [sampling_params or SamplingParams()] * len(listed)
+        else:
+            each = list(sampling_params)
+        if len(each) != len(listed):
+            raise ValueError(f"{len(listed)} prompts came with {len(each)} sampling_params; give one, or one each")
+        now = self.engine.loop.clock.now()
+        collectors, streams, pending = [], {}, []
+        for prompt, params in zip(listed, each, strict=True):
+            request_id = str(next(self._ids))
+            text, requests = self._maker.make(prompt, params, request_id, STANDARD, now)
+            decode = self._maker.decoder(params)
+            collector = OutputCollector(request_id, text, requests, decode)
+            collectors.append(collector)
+            for index, request in enumerate(requests):
+                streams[request.request_id] = (CompletionStream(index, params, decode), collector)
+                pending.append(request)
+        self._run(pending, streams, use_tqdm)
+        return [collector.output for collector in collectors]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        add_generation_prompt: bool = True,
+        **template_arguments: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many through the model's chat template."""
+        tokenizer = self.get_tokenizer()
+        prompts: list[Prompt] = [
+            {
+                "prompt_token_ids": tokenizer.encode(
+                    tokenizer.render_chat(
+                        conversation, add_generation_prompt=add_generation_prompt, **template_arguments
+                    ),
+                    add_special_tokens=False,
+                )
+            }
+            for conversation in as_conversations(messages)
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def _run(
+        self,
+        pending: list[Request],
+        streams: Mapping[str, tuple[CompletionStream, OutputCollector]],
+        use_tqdm: bool,
+    ) -> None:
+        loop = self.engine.loop
+        waiting = list(reversed(pending))
+        try:
+            with progress_bar(len(pending), "Requests", hidden=not use_tqdm) as advance:
+                while waiting or loop.has_unfinished:
+                    self._feed(waiting)
+                    steps = loop.stats.steps
+                    updates = loop.step()
+                    for update in updates:
+                        stream, collector = streams[update.request_id]
+                        if stream.finished:
+                            continue
+                        collector.push(stream.push(update))
+                        if stream.finished and update.finish_reason is None:
+                            loop.abort(update.request_id)  # a stop string, which the loop cannot see
+                        advance(int(stream.finished), len(update.token_ids))
+                    wakeup = loop.next_wakeup()
+                    if loop.stats.steps == steps and not updates and wakeup is not None:
+                        time.sleep(max(0.0, wakeup - loop.clock.now()))
+        finally:
+            for request in pending:
+                loop.abort(request.request_id)
+            loop.step()
+
+    def _feed(self, waiting: list[Request]) -> None:
+        """Queue what the bounded queue takes; `waiting` is last first."""
+        if not waiting:
+            return
+        try:
+            while waiting:
+                self.engine.loop.add(waiting[-1])
+                waiting.pop()
+        except QueueFullError:
+            return
+        self.engine.loop.close_intake()
+
+
+class AsyncLLM:
+    """The same engine on a thread of its own, for servers and other asyncio programs."""
+
+    def __init__(self, model: str = DEFAULT_MODEL, **engine_args: Any) -> None:
+        self.engine = load_engine(EngineArgs.from_keywords("AsyncLLM", {"model": model, **engine_args}))
+        self._maker = _RequestMaker(self.engine)
+        self._thread = EngineThread(self.engine.loop)
+        self._draining = False
+
+    @property
+    def args(self) -> EngineArgs:
+        return self.engine.args
+
+    @property
+    def model_name(self) -> str:
+        return self.args.served_model_name or self.engine.checkpoint.name
+
+    @property
+    def max_model_len(self) -> int:
+        return self.engine.max_model_len
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.checkpoint.tokenizer
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_running and not self._draining
+
+    def stats(self) -> LoopStats:
+        return self._thread.stats
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        service_class: ServiceClass = STANDARD,
+    ) -> AsyncIterator[CompletionDelta]:
+        """What is new of each completion as it comes, those of n interleaved.
+
+        Raises at the first item: TypeError or ValueError for what cannot run, QueueFullError. Closing the
+        iterator early aborts the request, whose blocks are free before the next step.
+        """
+        _, requests = self._make(prompt, sampling_params, request_id, service_class)
+        async with aclosing(self._deltas(requests, sampling_params)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        service_class: ServiceClass = STANDARD,
+    ) -> AsyncIterator[RequestOutput]:
+        """The output so far, whole, after every step that adds to it; vLLM's interface."""
+        text, requests = self._make(prompt, sampling_params, request_id, service_class)
+        collector = OutputCollector(
+            request_id or requests[0].request_id, text, requests, self._maker.decoder(sampling_params)
+        )
+        async with aclosing(self._deltas(requests, sampling_params)) as deltas:
+            async for delta in deltas:
+                yield collector.push(delta)
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Take no new requests and wait for those under way; whether all ended within `timeout` seconds."""
+        self._draining = True
+        self._thread.close_intake()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._thread.is_idle:
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Stop the engine thread and free the executor."""
+        self._thread.close()
+        self.engine.executor.close()
+
+    def _make(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None, service_class: ServiceClass
+    ) -> tuple[str | None, list[Request]]:
+        if self._draining:
+            raise RuntimeError("the engine is draining and takes no new requests")
+        identity = request_id or uuid.uuid4().hex
+        return self._maker.make(prompt, params, identity, service_class, self._thread.now())
+
+    async def _deltas(self, requests: Sequence[Request], params: SamplingParams) -> AsyncIterator[CompletionDelta]:
+        decode = self._maker.decoder(params)
+        streams = {r.request_id: CompletionStream(i, params, decode) for i, r in enumerate(requests)}
+        subscription = self._thread.submit(requests)
+        unfinished = dict.fromkeys(streams)
+        try:
+            while unfinished:
+                event = await subscription.events.get()
+                if isinstance(event, Exception):
+                    unfinished.clear()  # none was admitted
+                    raise event
+                if event.request_id not in unfinished:
+                    continue
+                stream = streams[event.request_id]
+                delta = stream.push(event)
+                if stream.finished:
+                    del unfinished[event.request_id]
+                    if event.finish_reason is None:
+                        self._thread.abort([event.request_id])  # a stop string, which the loop cannot see
+                yield delta
+        finally:
+            if unfinished and self._thread.is_running:
+                self._thread.abort(unfinished)

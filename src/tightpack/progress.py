@@ -1,0 +1,37 @@
+"""A progress bar of requests with tokens a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int, int], None]
+
+
+@contextmanager
+def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Advance]:
+    """Yields `advance(finished, tokens)`. Drawn on standard error, and only on a terminal."""
+    if hidden:
+        yield lambda finished, tokens: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:>7.1f} tokens/s"),
+        TimeElapsedColumn(),
+    )
+    tokens_so_far = 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, rate=0.0)
+
+        def advance(finished: int, tokens: int) -> None:
+            nonlocal tokens_so_far
+            tokens_so_far += tokens
+            elapsed = progress.tasks[task].elapsed
+            progress.update(task, advance=finished, rate=tokens_so_far / elapsed if elapsed else 0.0)
+
+        yield advance

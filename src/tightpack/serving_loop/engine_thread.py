@@ -1,0 +1,161 @@
+"""The serving loop on a thread of its own, fed from and read by asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tightpack.requests.outputs import Update
+from tightpack.requests.request import Request
+from tightpack.serving_loop.loop import LoopStats, ServingLoop
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Subscription:
+    """Requests admitted together, and the queue where their updates arrive.
+
+    An exception in the queue says that none of them was admitted.
+    """
+
+    requests: Sequence[Request]
+    home: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Update | Exception] = field(default_factory=asyncio.Queue)
+
+
+class EngineThread:
+    """Owns a ServingLoop. Every public method may be called from any thread.
+
+    Commands wait in an inbox that the thread empties between steps, so an abort or an arrival takes effect
+    within one step. Each step's updates cross over to asyncio in one call an event loop.
+    """
+
+    def __init__(self, loop: ServingLoop) -> None:
+        self._loop = loop
+        self._inbox: list[Callable[[], None]] = []
+        self._wake = threading.Condition()
+        self._subscribers: dict[str, Subscription] = {}
+        self._closed = False
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread = threading.Thread(target=self._run, name="tightpack-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return self._idle.is_set()
+
+    @property
+    def stats(self) -> LoopStats:
+        return self._loop.stats
+
+    def now(self) -> float:
+        return self._loop.clock.now()
+
+    def submit(self, requests: Sequence[Request]) -> Subscription:
+        """Admit all of the requests or none. Call it from the event loop that will read the events."""
+        subscription = Subscription(requests, asyncio.get_running_loop())
+        self._command(lambda: self._admit(subscription))
+        return subscription
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        ids = tuple(request_ids)
+        self._command(lambda: self._abort(ids))
+
+    def close_intake(self) -> None:
+        """Tell the policy that no request is expected, so that partial batches leave."""
+        self._command(self._loop.close_intake)
+
+    def close(self) -> None:
+        """Stop after the step under way; requests that are not finished end with an error."""
+        self._closed = True
+        with self._wake:
+            self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._wake:
+            if not self.is_running:
+                raise RuntimeError("the engine is closed")
+            self._idle.clear()
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        stepped = False
+        while not self._closed:
+            for command in self._next_commands(stepped):
+                command()
+            steps = self._loop.stats.steps
+            self._deliver(self._step())
+            stepped = self._loop.stats.steps > steps
+        self._deliver(self._loop.fail_all("the engine was closed"))
+        self._idle.set()
+
+    def _next_commands(self, stepped: bool) -> list[Callable[[], None]]:
+        """Empty the inbox; after a step that ran nothing, sleep until a command or the policy's wake-up."""
+        with self._wake:
+            if not self._inbox and not stepped and not self._closed:
+                if not self._loop.has_unfinished:
+                    self._idle.set()
+                wakeup = self._loop.next_wakeup()
+                self._wake.wait(None if wakeup is None else max(0.0, wakeup - self.now()))
+            commands, self._inbox = self._inbox, []
+            return commands
+
+    def _step(self) -> list[Update]:
+        try:
+            return self._loop.step()
+        except Exception as error:
+            # The culprit is unknown, so whatever was under way ends; the engine itself goes on.
+            logger.exception("a step failed; its requests end with an error")
+            return self._loop.fail_all(f"{type(error).__name__}: {error}")
+
+    def _admit(self, subscription: Subscription) -> None:
+        admitted: list[str] = []
+        try:
+            for request in subscription.requests:
+                self._loop.add(request)
+                admitted.append(request.request_id)
+        except Exception as error:
+            self._abort(admitted)
+            subscription.home.call_soon_threadsafe(subscription.events.put_nowait, error)
+            return
+        for request_id in admitted:
+            self._subscribers[request_id] = subscription
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self._subscribers.pop(request_id, None)
+            self._loop.abort(request_id)
+
+    def _deliver(self, updates: Iterable[Update]) -> None:
+        by_home: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, Update]]] = defaultdict(list)
+        for update in updates:
+            subscription = self._subscribers.get(update.request_id)
+            if subscription is None:
+                continue
+            by_home[subscription.home].append((subscription, update))
+            if update.finish_reason is not None:
+                del self._subscribers[update.request_id]
+        for home, pairs in by_home.items():
+            try:
+                home.call_soon_threadsafe(_put_all, pairs)
+            except RuntimeError:  # that event loop is closed: nobody is left to read
+                self._abort(update.request_id for _, update in pairs)
+
+
+def _put_all(pairs: Iterable[tuple[Subscription, Update]]) -> None:
+    for subscription, update in pairs:
+        subscription.events.put_nowait(update)

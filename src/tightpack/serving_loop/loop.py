@@ -1,0 +1,190 @@
+"""The serving loop: plan, execute, commit. Everything passes through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tightpack.requests.outputs import Update
+from tightpack.requests.request import FinishReason, Request
+from tightpack.scheduling.plan import StepPlan
+from tightpack.scheduling.policy import Policy
+from tightpack.serving_loop.clock import Clock
+from tightpack.serving_loop.executor import Executor, SampledToken, StepResult
+
+
+@dataclass(slots=True)
+class LoopStats:
+    """Counters since the start (tokens, steps, seconds) and the state after the last step."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    prefix_cache_queries: int = 0  # prompt tokens looked up
+    prefix_cache_hits: int = 0  # prompt tokens found
+    busy_s: float = 0.0
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+
+
+class ServingLoop:
+    """Drives one policy and one executor. Not thread-safe: one thread owns it (`EngineThread` makes one)."""
+
+    def __init__(self, policy: Policy, executor: Executor, clock: Clock) -> None:
+        self.policy = policy
+        self.executor = executor
+        self.clock = clock
+        self.stats = LoopStats()
+        self._requests: dict[str, Request] = {}
+        self._unpublished: dict[str, Request] = {}
+
+    def step(self) -> list[Update]:
+        """One iteration; returns what may be shown. Nothing runs when the policy has nothing to run now."""
+        plan = self.policy.plan(self.clock.now())
+        if plan:
+            result = self.executor.execute(plan)
+            self.commit(plan, result)
+        return self._publish()
+
+    def commit(self, plan: StepPlan, result: StepResult) -> None:
+        """Take a step's tokens into their requests, and give back the blocks of those that ended."""
+        now = self.clock.now()
+        self._count(plan, result, now - result.elapsed_s)
+        finished = []
+        for request, error in self._failed(plan, result):
+            self._finish(request, FinishReason.ERROR, error=error)
+            self.policy.remove(request)
+        computed = tuple(chunk for chunk in plan.chunks if not chunk.request.finished)
+        for chunk in computed:
+            request = chunk.request
+            request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
+            sampled = result.sampled.get(request.request_id)
+            if sampled is not None:
+                self._append(request, sampled)
+                if request.finished:
+                    finished.append(request)
+        self.policy.commit(StepPlan(computed, plan.evicted))
+        for request in finished:
+            self.policy.remove(request)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises QueueFullError, or ValueError for one that could never run."""
+        if request.request_id in self._requests:
+            raise ValueError(f"request id {request.request_id!r} is in use by a request under way")
+        self.policy.add(request)
+        self._requests[request.request_id] = request
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; its blocks are free before the next step. Unknown and finished ones are ignored."""
+        request = self._requests.get(request_id)
+        if request is not None and not request.finished:
+            self._finish(request, FinishReason.ABORT)
+            self.policy.remove(request)
+
+    def fail_all(self, error: str) -> list[Update]:
+        """End every request with an error: the way out after an executor that raised."""
+        for request in list(self._requests.values()):
+            if not request.finished:
+                self._finish(request, FinishReason.ERROR, error=error)
+                self.policy.remove(request)
+        return self._publish()
+
+    def close_intake(self) -> None:
+        """No further request is expected (the end of an offline job, a draining server)."""
+        self.policy.close_intake()
+
+    def next_wakeup(self) -> float | None:
+        """When to step again although nothing arrives; None when only an arrival gives work."""
+        return self.policy.next_wakeup(self.clock.now())
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any request is queued, running, or ended but not yet published."""
+        return bool(self._requests)
+
+    def _append(self, request: Request, sampled: SampledToken) -> None:
+        token = sampled.token_id
+        request.token_ids.append(token)
+        if sampled.logprobs is not None:
+            request.logprobs.append(sampled.logprobs)
+        self._unpublished[request.request_id] = request
+        num_output = request.num_output_tokens
+        if num_output >= request.params.min_tokens:
+            if token in request.eos_token_ids:
+                return self._finish(request, FinishReason.STOP)
+            if token in (request.params.stop_token_ids or ()):
+                return self._finish(request, FinishReason.STOP, stop_reason=token)
+        if num_output >= request.max_output_tokens:
+            self._finish(request, FinishReason.LENGTH)
+        return None
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        *,
+        stop_reason: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        request.finish_reason = reason
+        request.stop_reason = stop_reason
+        request.error = error
+        request.timings.finished_time = self.clock.now()
+        self._unpublished[request.request_id] = request
+
+    @staticmethod
+    def _failed(plan: StepPlan, result: StepResult) -> Iterable[tuple[Request, str]]:
+        for chunk in plan.chunks:
+            error = result.failed.get(chunk.request.request_id)
+            if error is not None:
+                yield chunk.request, error
+
+    def _count(self, plan: StepPlan, result: StepResult, started: float) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.busy_s += result.elapsed_s
+        stats.generation_tokens += len(result.sampled)
+        stats.preemptions += len(plan.evicted)
+        for chunk in plan.chunks:
+            request = chunk.request
+            if request.timings.first_scheduled_time is None:
+                # The first chunk starts where the prefix cache left off.
+                request.timings.first_scheduled_time = started
+                request.num_cached_prompt_tokens = chunk.first_token
+                stats.prompt_tokens += request.num_prompt_tokens
+                stats.prefix_cache_queries += request.num_prompt_tokens
+                stats.prefix_cache_hits += chunk.first_token
+
+    def _publish(self) -> list[Update]:
+        now = self.clock.now()
+        updates = []
+        for request in [r for r in self._unpublished.values() if self.policy.may_publish(r)]:
+            del self._unpublished[request.request_id]
+            updates.append(self._update(request, now))
+            if request.finished:
+                del self._requests[request.request_id]
+        stats = self.stats
+        stats.num_running, stats.num_waiting = self.policy.num_running, self.policy.num_waiting
+        stats.kv_cache_usage = self.policy.kv_usage
+        return updates
+
+    @staticmethod
+    def _update(request: Request, now: float) -> Update:
+        first = request.num_published_tokens
+        tokens = tuple(request.token_ids[request.num_prompt_tokens + first :])
+        wants_prompt_logprobs = request.params.prompt_logprobs is not None and first == 0
+        request.num_published_tokens += len(tokens)
+        request.timings.token_times.extend([now] * len(tokens))
+        return Update(
+            request_id=request.request_id,
+            token_ids=tokens,
+            time=now,
+            logprobs=tuple(request.logprobs[first:]),
+            prompt_logprobs=tuple(request.prompt_logprobs) if wants_prompt_logprobs else None,
+            finish_reason=request.finish_reason,
+            stop_reason=request.stop_reason,
+            error=request.error,
+            num_cached_prompt_tokens=request.num_cached_prompt_tokens,
+        )
