@@ -23,7 +23,7 @@ CHUNK_BUDGET = {"cpu": 256, "cuda": 2048}
 @strict_keywords
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineArgs:
-    """What an engine is made from. Fields that are None or "auto" are chosen by `resolve_limits` and the executor.
+    """What an engine is made from. What is None or "auto" is chosen by `resolve_limits` and the executor.
 
     model: the bundled "smollm2-135m", a Hugging Face directory, a GGUF file or a hub id.
     served_model_name: the name clients use; the model's own when None.
@@ -70,7 +70,14 @@ class EngineArgs:
         _one_of("policy", self.policy, POLICY_NAMES)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks", "max_queue"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_model_len",
+            "block_size",
+            "num_blocks",
+            "max_queue",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -90,7 +97,9 @@ def resolve_max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     if args.max_model_len is None:
         return longest
     if args.max_model_len > longest:
-        raise ValueError(f"max_model_len={args.max_model_len} is beyond the {longest} positions of {args.model}")
+        raise ValueError(
+            f"max_model_len={args.max_model_len} is beyond the {longest} positions of {args.model}"
+        )
     return args.max_model_len
 
 
@@ -100,7 +109,9 @@ def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device
     if tokens is None:
         # Whole-prompt policies must take the longest prompt beside every running decode.
         chunked = args.policy == "chunked-prefill"
-        tokens = max(CHUNK_BUDGET[device], args.max_num_seqs) if chunked else max_model_len + args.max_num_seqs
+        tokens = (
+            max(CHUNK_BUDGET[device], args.max_num_seqs) if chunked else max_model_len + args.max_num_seqs
+        )
     max_wait = args.max_wait
     if max_wait is None:
         max_wait = 1.0 if args.policy == "static" else 0.05

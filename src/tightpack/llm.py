@@ -8,7 +8,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,12 +52,12 @@ class Engine:
     loop: ServingLoop
     load_seconds: Mapping[str, float]
 
-    def with_policy(self, policy: str, clock: Clock | None = None, **changes: Any) -> Engine:
+    def with_policy(self, policy: str, **changes: Any) -> Engine:
         """The same weights and KV tensors under another policy (and changed arguments), with empty queues."""
         args = replace(self.args, policy=policy, **changes)
         device = self.executor.description["device"].split(":")[0]
         limits = resolve_limits(args, self.limits.max_model_len, self.limits.num_blocks, device)
-        loop = ServingLoop(make_policy(policy, limits), self.executor, clock or self.loop.clock)
+        loop = ServingLoop(make_policy(policy, limits), self.executor, self.loop.clock)
         return replace(self, args=args, limits=limits, loop=loop)
 
     @property
@@ -82,7 +82,9 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
     loop = ServingLoop(make_policy(args.policy, limits), executor, clock or MonotonicClock())
     seconds = {"checkpoint": opened - started, "weights": loaded - opened}
     engine = Engine(args, checkpoint, executor, limits, loop, seconds)
-    logger.info("loaded %s: %s, policy %s, %s", checkpoint.name, dict(executor.description), args.policy, limits)
+    logger.info(
+        "loaded %s: %s, policy %s, %s", checkpoint.name, dict(executor.description), args.policy, limits
+    )
     return engine
 
 
@@ -127,7 +129,7 @@ class _RequestMaker:
         service_class: ServiceClass,
         arrival_time: float,
     ) -> tuple[str | None, list[Request]]:
-        """The prompt's text, and one request for each of the n completions. Raises TypeError or ValueError."""
+        """The prompt's text, and a request for each of the n completions. Raises TypeError or ValueError."""
         given = text_or_token_ids(prompt)
         text = given if isinstance(given, str) else None
         token_ids = tuple(self._tokenizer.encode(given) if isinstance(given, str) else given)
@@ -155,8 +157,8 @@ class _RequestMaker:
             raise ValueError("the prompt is empty; it needs at least one token")
         if len(token_ids) >= longest:
             raise ValueError(
-                f"the prompt has {len(token_ids)} tokens, and max_model_len={longest} must hold it and at least "
-                "one output token; shorten the prompt"
+                f"the prompt has {len(token_ids)} tokens, and max_model_len={longest} must hold it and "
+                "at least one output token; shorten the prompt"
             )
         for name, ids in (
             ("prompt_token_ids", token_ids),
@@ -165,7 +167,9 @@ class _RequestMaker:
         ):
             beyond = next((i for i in ids if not 0 <= i < self._vocab_size), None)
             if beyond is not None:
-                raise ValueError(f"{name} holds token id {beyond}, and the vocabulary is 0 to {self._vocab_size - 1}")
+                raise ValueError(
+                    f"{name} holds token id {beyond}, and the vocabulary is 0 to {self._vocab_size - 1}"
+                )
 
     def decoder(self, params: SamplingParams) -> Callable[[Sequence[int]], str]:
         return partial(self._tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
@@ -205,7 +209,9 @@ class LLM:
         else:
             each = list(sampling_params)
         if len(each) != len(listed):
-            raise ValueError(f"{len(listed)} prompts came with {len(each)} sampling_params; give one, or one each")
+            raise ValueError(
+                f"{len(listed)} prompts came with {len(each)} sampling_params; give one, or one each"
+            )
         now = self.engine.loop.clock.now()
         collectors, streams, pending = [], {}, []
         for prompt, params in zip(listed, each, strict=True):
@@ -262,10 +268,11 @@ class LLM:
                         stream, collector = streams[update.request_id]
                         if stream.finished:
                             continue
-                        collector.push(stream.push(update))
-                        if stream.finished and update.finish_reason is None:
+                        delta = stream.push(update)
+                        collector.push(delta)
+                        if delta.finish_reason is not None and update.finish_reason is None:
                             loop.abort(update.request_id)  # a stop string, which the loop cannot see
-                        advance(int(stream.finished), len(update.token_ids))
+                        advance(int(delta.finish_reason is not None), len(update.token_ids))
                     wakeup = loop.next_wakeup()
                     if loop.stats.steps == steps and not updates and wakeup is not None:
                         time.sleep(max(0.0, wakeup - loop.clock.now()))
@@ -326,7 +333,7 @@ class AsyncLLM:
         *,
         request_id: str | None = None,
         service_class: ServiceClass = STANDARD,
-    ) -> AsyncIterator[CompletionDelta]:
+    ) -> AsyncGenerator[CompletionDelta]:
         """What is new of each completion as it comes, those of n interleaved.
 
         Raises at the first item: TypeError or ValueError for what cannot run, QueueFullError. Closing the
@@ -344,7 +351,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         service_class: ServiceClass = STANDARD,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput]:
         """The output so far, whole, after every step that adds to it; vLLM's interface."""
         text, requests = self._make(prompt, sampling_params, request_id, service_class)
         collector = OutputCollector(
@@ -378,7 +385,9 @@ class AsyncLLM:
         identity = request_id or uuid.uuid4().hex
         return self._maker.make(prompt, params, identity, service_class, self._thread.now())
 
-    async def _deltas(self, requests: Sequence[Request], params: SamplingParams) -> AsyncIterator[CompletionDelta]:
+    async def _deltas(
+        self, requests: Sequence[Request], params: SamplingParams
+    ) -> AsyncGenerator[CompletionDelta]:
         decode = self._maker.decoder(params)
         streams = {r.request_id: CompletionStream(i, params, decode) for i, r in enumerate(requests)}
         subscription = self._thread.submit(requests)
@@ -393,7 +402,7 @@ class AsyncLLM:
                     continue
                 stream = streams[event.request_id]
                 delta = stream.push(event)
-                if stream.finished:
+                if delta.finish_reason is not None:
                     del unfinished[event.request_id]
                     if event.finish_reason is None:
                         self._thread.abort([event.request_id])  # a stop string, which the loop cannot see

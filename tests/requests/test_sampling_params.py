@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from tightpack.requests.random_stream import uniform
 from tightpack.requests.sampling_params import SamplingParams
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tightpack.requests.outputs import TokenLogprobs, Update
 from tightpack.requests.sampling_params import SamplingParams
 from tightpack.serving_loop.text_stream import CompletionDelta, CompletionStream

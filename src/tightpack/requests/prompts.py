@@ -35,7 +35,8 @@ def text_or_token_ids(prompt: Prompt) -> str | list[int]:
         return prompt
     if not isinstance(prompt, Mapping):
         raise TypeError(
-            f"a prompt is a string, {{'prompt': text}} or {{'prompt_token_ids': ids}}, got {type(prompt).__name__}"
+            "a prompt is a string, {'prompt': text} or {'prompt_token_ids': ids}, "
+            f"got {type(prompt).__name__}"
         )
     refuse_unknown("a prompt", prompt, ("prompt", "prompt_token_ids"))
     ids = prompt.get("prompt_token_ids")

@@ -77,7 +77,7 @@ class Request:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Known tokens not yet computed: 1 while decoding, more while the prompt (or a recomputation) is under way."""
+        """Known tokens not yet computed: 1 while decoding, more while a prompt or a recomputation goes on."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property

@@ -9,10 +9,10 @@ from tightpack.requests.outputs import RequestTimings
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """logprob: natural logarithm; rank: 1 for the likeliest token of the position, None beyond the top asked for."""
+    """logprob: natural logarithm; rank: 1 for the likeliest token of the position."""
 
     logprob: float
-    rank: int | None
+    rank: int
     decoded_token: str
 
 

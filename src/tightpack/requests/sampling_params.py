@@ -17,7 +17,7 @@ class SamplingParams:
 
     n: completions of the same prompt, sampled independently.
     max_tokens: output tokens at the most; None means as many as the context allows.
-    min_tokens: output tokens before an end-of-sequence token, a stop token or a stop string may end the request.
+    min_tokens: output tokens before an end-of-sequence token, a stop token or a stop string may end it.
     temperature: 0 is greedy; otherwise logits are divided by it.
     top_k: keep the k likeliest tokens; 0 and -1 keep all.
     top_p: keep the smallest set of likeliest tokens whose probability reaches it (nucleus sampling).
@@ -62,12 +62,19 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
         self._require(self.n >= 1, "n", "at least 1", self.n)
-        self._require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        self._require(
+            self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens
+        )
         self._require(self.min_tokens >= 0, "min_tokens", "0 or more", self.min_tokens)
         if self.max_tokens is not None:
-            self._require(self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens", self.min_tokens)
+            self._require(
+                self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens", self.min_tokens
+            )
         self._require(
-            math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "0 or more", self.temperature
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "temperature",
+            "0 or more",
+            self.temperature,
         )
         self._require(self.top_k >= -1, "top_k", "-1, 0 (all tokens) or more", self.top_k)
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)

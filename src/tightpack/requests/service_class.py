@@ -20,7 +20,9 @@ class ServiceClass:
     def __post_init__(self) -> None:
         for label, target in (("ttft_s", self.ttft_s), ("tpot_s", self.tpot_s)):
             if target is not None and not target > 0:
-                raise ValueError(f"service class {self.name!r}: {label} must be positive seconds, got {target}")
+                raise ValueError(
+                    f"service class {self.name!r}: {label} must be positive seconds, got {target}"
+                )
 
 
 INTERACTIVE = ServiceClass("interactive", ttft_s=0.5, tpot_s=0.05)

@@ -11,9 +11,11 @@ from tightpack.serving_loop.text_stream import CompletionDelta, Decode
 
 
 class OutputCollector:
-    """Grows one RequestOutput from the deltas of its completions. `requests` are the completions, in order."""
+    """Grows one RequestOutput from the deltas of its completions; `requests` are those, in order."""
 
-    def __init__(self, request_id: str, prompt: str | None, requests: Sequence[Request], decode: Decode) -> None:
+    def __init__(
+        self, request_id: str, prompt: str | None, requests: Sequence[Request], decode: Decode
+    ) -> None:
         self._decode = decode
         wants_logprobs = requests[0].params.logprobs is not None
         self.output = RequestOutput(
@@ -53,6 +55,9 @@ class OutputCollector:
             ranked = {token: (logprob, i + 1) for i, (token, logprob) in enumerate(entry.top)}
             ranked[entry.token_id] = (entry.logprob, entry.rank)
             dicts.append(
-                {token: Logprob(value, rank, self._decode([token])) for token, (value, rank) in ranked.items()}
+                {
+                    token: Logprob(value, rank, self._decode([token]))
+                    for token, (value, rank) in ranked.items()
+                }
             )
         return dicts

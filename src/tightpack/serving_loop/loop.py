@@ -59,7 +59,9 @@ class ServingLoop:
         computed = tuple(chunk for chunk in plan.chunks if not chunk.request.finished)
         for chunk in computed:
             request = chunk.request
-            request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ()))
+            # A recomputation after a preemption gives again what an earlier step gave.
+            known = max(0, len(request.prompt_logprobs) - chunk.first_token)
+            request.prompt_logprobs.extend(result.prompt_logprobs.get(request.request_id, ())[known:])
             sampled = result.sampled.get(request.request_id)
             if sampled is not None:
                 self._append(request, sampled)

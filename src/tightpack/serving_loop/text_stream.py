@@ -82,17 +82,21 @@ class CompletionStream:
         self._num_tokens = 0
         self._length = 0  # characters decoded so far, of which the last len(_held) are held back
         self._held = ""
-        self._held_tokens: list[tuple[int, int, TokenLogprobs | None]] = []  # (where its text begins, id, logprobs)
+        self._held_tokens: list[
+            tuple[int, int, TokenLogprobs | None]
+        ] = []  # (where its text begins, id, logprobs)
         self.finished = False
 
     def push(self, update: Update) -> CompletionDelta:
-        """The delta of an update. `finished` may turn true before the engine knows: abort the request then."""
+        """The delta of an update. It may bring a finish reason that the engine does not know: abort then."""
         reason, stop_reason = update.finish_reason, update.stop_reason
         text = ""
         for i, token_id in enumerate(update.token_ids):
             last = reason is not None and i == len(update.token_ids) - 1
             self._num_tokens += 1
-            self._held_tokens.append((self._length, token_id, update.logprobs[i] if update.logprobs else None))
+            self._held_tokens.append(
+                (self._length, token_id, update.logprobs[i] if update.logprobs else None)
+            )
             if last and stop_reason is not None and not self._keep_stop:
                 continue  # a stop token is reported, its text is not
             text += self._take(self._decoder.push(token_id, last))
