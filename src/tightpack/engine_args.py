@@ -27,7 +27,7 @@ class EngineArgs:
 
     model: the bundled "smollm2-135m", a Hugging Face directory, a GGUF file or a hub id.
     served_model_name: the name clients use; the model's own when None.
-    dtype: of weights and activations; "auto" takes the checkpoint's.
+    dtype: of weights and activations; "auto" is float16 for a checkpoint stored so, else bfloat16.
     device: "auto" takes CUDA where there is one.
     kv_cache_dtype: "auto" takes dtype.
     gpu_memory_utilization: the share of the device's memory that weights, activations and KV cache may fill.
@@ -103,21 +103,24 @@ def resolve_max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     return args.max_model_len
 
 
+def resolve_max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: str) -> int:
+    """Tokens a step, chosen to suit the policy when not given. device: "cpu" or "cuda"."""
+    if args.max_num_batched_tokens is not None:
+        return args.max_num_batched_tokens
+    if args.policy == "chunked-prefill":
+        return max(CHUNK_BUDGET[device], args.max_num_seqs)
+    # Whole-prompt policies must take the longest prompt beside every running decode.
+    return max_model_len + args.max_num_seqs
+
+
 def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device: str) -> SchedulerLimits:
-    """The scheduler's capacities; `max_num_batched_tokens` is chosen to suit the policy when not given."""
-    tokens = args.max_num_batched_tokens
-    if tokens is None:
-        # Whole-prompt policies must take the longest prompt beside every running decode.
-        chunked = args.policy == "chunked-prefill"
-        tokens = (
-            max(CHUNK_BUDGET[device], args.max_num_seqs) if chunked else max_model_len + args.max_num_seqs
-        )
+    """The scheduler's capacities, with every choice made."""
     max_wait = args.max_wait
     if max_wait is None:
         max_wait = 1.0 if args.policy == "static" else 0.05
     return SchedulerLimits(
         max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=tokens,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(args, max_model_len, device),
         max_model_len=max_model_len,
         block_size=args.block_size,
         num_blocks=num_blocks,

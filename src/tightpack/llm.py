@@ -17,7 +17,13 @@ from typing import Any
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.checkpoints.tokenizer import Tokenizer
-from tightpack.engine_args import DEFAULT_MODEL, EngineArgs, resolve_limits, resolve_max_model_len
+from tightpack.engine_args import (
+    DEFAULT_MODEL,
+    EngineArgs,
+    resolve_limits,
+    resolve_max_model_len,
+    resolve_max_num_batched_tokens,
+)
 from tightpack.progress import progress_bar
 from tightpack.requests.prompts import Message, Prompt, as_conversations, as_prompt_list, text_or_token_ids
 from tightpack.requests.request import Request
@@ -55,8 +61,7 @@ class Engine:
     def with_policy(self, policy: str, **changes: Any) -> Engine:
         """The same weights and KV tensors under another policy (and changed arguments), with empty queues."""
         args = replace(self.args, policy=policy, **changes)
-        device = self.executor.description["device"].split(":")[0]
-        limits = resolve_limits(args, self.limits.max_model_len, self.limits.num_blocks, device)
+        limits = resolve_limits(args, self.limits.max_model_len, self.limits.num_blocks, _kind(self.executor))
         loop = ServingLoop(make_policy(policy, limits), self.executor, self.loop.clock)
         return replace(self, args=args, limits=limits, loop=loop)
 
@@ -77,8 +82,7 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
     opened = time.monotonic()
     executor = _make_executor(checkpoint, args, max_model_len)
     loaded = time.monotonic()
-    device = executor.description["device"].split(":")[0]
-    limits = resolve_limits(args, max_model_len, executor.num_blocks, device)
+    limits = resolve_limits(args, max_model_len, executor.num_blocks, _kind(executor))
     loop = ServingLoop(make_policy(args.policy, limits), executor, clock or MonotonicClock())
     seconds = {"checkpoint": opened - started, "weights": loaded - opened}
     engine = Engine(args, checkpoint, executor, limits, loop, seconds)
@@ -90,25 +94,38 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
 
 def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
     try:
-        from tightpack.torch_backend.build import build_torch_executor
+        from tightpack.torch_backend.executor import TorchExecutor
+        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise ModuleNotFoundError(
             "this model runs on PyTorch, which is not installed: pip install 'tightpack[torch]'", name="torch"
         ) from error
-    return build_torch_executor(
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, checkpoint)
+    if args.kv_cache_dtype != "auto" and resolve_dtype(args.kv_cache_dtype, checkpoint) != dtype:
+        raise ValueError(
+            f"kv_cache_dtype={args.kv_cache_dtype!r} differs from the weights' {str(dtype).removeprefix('torch.')}; "
+            "this executor keeps both alike: leave it 'auto'"
+        )
+    return TorchExecutor(
         checkpoint,
-        dtype=args.dtype,
-        device=args.device,
-        kv_cache_dtype=args.kv_cache_dtype,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        max_num_seqs=args.max_num_seqs,
-        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
         block_size=args.block_size,
         num_blocks=args.num_blocks,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(args, max_model_len, device.type),
+        max_model_len=max_model_len,
         num_threads=args.num_threads,
+        gpu_memory_utilization=args.gpu_memory_utilization,
     )
+
+
+def _kind(executor: Executor) -> str:
+    """ "cpu" or "cuda"."""
+    return "cpu" if executor.description["device"] == "cpu" else "cuda"
 
 
 class _RequestMaker:
