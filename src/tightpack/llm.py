@@ -106,7 +106,7 @@ def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int)
     dtype = resolve_dtype(args.dtype, checkpoint)
     if args.kv_cache_dtype != "auto" and resolve_dtype(args.kv_cache_dtype, checkpoint) != dtype:
         raise ValueError(
-            f"kv_cache_dtype={args.kv_cache_dtype!r} differs from the weights' {str(dtype).removeprefix('torch.')}; "
+            f"kv_cache_dtype={args.kv_cache_dtype!r} differs from the weights' dtype, {dtype}; "
             "this executor keeps both alike: leave it 'auto'"
         )
     return TorchExecutor(

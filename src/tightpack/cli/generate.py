@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
     model: ModelOption = DEFAULT_MODEL,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask it as a user's message, through the chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask it as a user's message, through the chat template.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(help="Output tokens at the most.")] = 128,
     temperature: TemperatureOption = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,

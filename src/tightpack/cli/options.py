@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="smollm2-135m, a Hugging Face directory, a GGUF file or a hub id.")
+    str,
+    typer.Argument(metavar="MODEL", help="smollm2-135m, a Hugging Face directory, a GGUF file or a hub id."),
 ]
 ModelOption = Annotated[
     str,
-    typer.Option("--model", metavar="MODEL", help="smollm2-135m, a Hugging Face directory, a GGUF file or a hub id."),
+    typer.Option(
+        "--model", metavar="MODEL", help="smollm2-135m, a Hugging Face directory, a GGUF file or a hub id."
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-ThreadsOption = Annotated[int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")
+]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]

@@ -55,7 +55,7 @@ class Executor(Protocol):
         """What runs where, for logs and manifests: backend, device, dtype, kv_cache_dtype, threads, ..."""
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's chunks, write their keys and values, and sample after those that reach the end."""
+        """Compute the plan's chunks, write their keys and values, sample after those that reach the end."""
 
     def close(self) -> None:
         """Free what was allocated; the executor cannot be used afterwards."""

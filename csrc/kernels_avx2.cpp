@@ -1,0 +1,2 @@
+#define TIGHTPACK_INSTRUCTION_SET avx2
+#include "kernels.inc"

@@ -1,0 +1,2 @@
+#define TIGHTPACK_INSTRUCTION_SET portable
+#include "kernels.inc"
