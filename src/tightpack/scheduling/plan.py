@@ -11,8 +11,10 @@ from tightpack.requests.request import Request
 class Chunk:
     """Compute tokens [first_token, first_token + num_tokens) of `request.token_ids`.
 
-    block_table: the request's KV blocks in order, enough for first_token + num_tokens positions;
-        position p lives in block_table[p // block_size] at offset p % block_size.
+    block_table: the request's KV blocks in order, enough for first_token + num_tokens positions or more;
+        position p lives in block_table[p // block_size] at offset p % block_size. Blocks that the chunk
+        writes belong to this request alone; those before may be shared. The same tuple comes again until
+        a block is added, so that what is derived from it can be kept.
     """
 
     request: Request
@@ -22,7 +24,7 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether this chunk reaches the last known token, so that the next one is sampled from its logits."""
+        """Whether this chunk reaches the last known token, so that its logits give the next."""
         return self.first_token + self.num_tokens == len(self.request.token_ids)
 
 
@@ -30,7 +32,9 @@ class Chunk:
 class StepPlan:
     """What one step computes, and which requests lost their blocks to make room for it.
 
-    Chunks come in a fixed order (running requests by age, then the admitted), one a request.
+    Chunks come one a request, in an order that queues and policy alone decide: running requests by age (with
+    chunked prefill those that decode, then those with prompt left), then the admitted. No chunk reads what
+    another of the same step writes.
     """
 
     chunks: tuple[Chunk, ...]

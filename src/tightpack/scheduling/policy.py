@@ -17,6 +17,7 @@ class Policy(Protocol):
 
     Call order per step: `plan(now)`, the executor, then `commit(plan)` once the tokens are appended, then
     `remove(request)` for every request that ended. `remove` may come at any time between steps (an abort).
+    A plan that was not executed needs no undoing: the next `plan` computes the same tokens again.
     """
 
     @property
@@ -31,23 +32,43 @@ class Policy(Protocol):
     def kv_usage(self) -> float:
         """Share of the KV blocks in use by running requests, 0 to 1."""
 
+    @property
+    def prefix_cache_queries(self) -> int:
+        """Tokens looked up in the prefix cache so far; a request counts each time it starts."""
+
+    @property
+    def prefix_cache_hits(self) -> int:
+        """Of those, the tokens that needed no computing."""
+
     def add(self, request: Request) -> None:
-        """Queue a request. Raises QueueFullError, or ValueError when it could never run."""
+        """Queue a request. Raises QueueFullError, or ValueError when it could never run.
+
+        Reopens an intake that was closed.
+        """
 
     def plan(self, now: float) -> StepPlan:
-        """The next step; empty when nothing may run at `now`. Blocks of the chunks are allocated."""
+        """The next step; empty when nothing may run at `now`. Blocks of the chunks are allocated.
+
+        Here a preempted request loses its computed tokens, and one that starts gets those it found cached.
+        """
 
     def commit(self, plan: StepPlan) -> None:
-        """The plan was executed: advance `num_computed_tokens` and let others share the filled blocks."""
+        """The plan was executed: advance `num_computed_tokens` and let others share the filled blocks.
+
+        Chunks that failed must be left out, or their requests removed before: what they wrote is unknown.
+        """
 
     def remove(self, request: Request) -> None:
         """The request ended or was dropped: free its blocks and forget it. Unknown requests are ignored."""
 
     def next_wakeup(self, now: float) -> float | None:
-        """When waiting alone would make an empty plan non-empty; None when only an arrival would."""
+        """When a plan will be non-empty without an arrival: `now` if it would be already; None for never."""
 
     def may_publish(self, request: Request) -> bool:
-        """Whether the request's tokens may be shown yet (`static` holds them until its batch is done)."""
+        """Whether the request's tokens may be shown yet (`static` holds them until its batch is done).
+
+        Goes on answering for removed requests, and can turn true by the removal of another request.
+        """
 
     def close_intake(self) -> None:
-        """No further request is expected, so that a partial batch need not wait for one; `add` reopens."""
+        """No further request comes, so that a partial batch need not wait for one."""

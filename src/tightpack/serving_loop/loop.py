@@ -21,8 +21,8 @@ class LoopStats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    prefix_cache_queries: int = 0  # prompt tokens looked up
-    prefix_cache_hits: int = 0  # prompt tokens found
+    prefix_cache_queries: int = 0  # tokens looked up
+    prefix_cache_hits: int = 0  # tokens found
     busy_s: float = 0.0
     num_running: int = 0
     num_waiting: int = 0
@@ -156,8 +156,6 @@ class ServingLoop:
                 request.timings.first_scheduled_time = started
                 request.num_cached_prompt_tokens = chunk.first_token
                 stats.prompt_tokens += request.num_prompt_tokens
-                stats.prefix_cache_queries += request.num_prompt_tokens
-                stats.prefix_cache_hits += chunk.first_token
 
     def _publish(self) -> list[Update]:
         now = self.clock.now()
@@ -170,6 +168,8 @@ class ServingLoop:
         stats = self.stats
         stats.num_running, stats.num_waiting = self.policy.num_running, self.policy.num_waiting
         stats.kv_cache_usage = self.policy.kv_usage
+        stats.prefix_cache_queries = self.policy.prefix_cache_queries
+        stats.prefix_cache_hits = self.policy.prefix_cache_hits
         return updates
 
     @staticmethod

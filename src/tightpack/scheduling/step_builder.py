@@ -1,0 +1,106 @@
+"""A step plan in the making: the budgets that every policy spends, and preemption when blocks run out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tightpack.requests.request import Request
+from tightpack.scheduling.kv_blocks import KVBlocks
+from tightpack.scheduling.limits import SchedulerLimits
+from tightpack.scheduling.plan import Chunk, StepPlan
+from tightpack.scheduling.queues import RequestQueues
+
+
+class StepBuilder:
+    """Places chunks within the limits; a policy decides which, in what order and how large.
+
+    tokens_left: what remains of max_num_batched_tokens.
+    """
+
+    def __init__(self, limits: SchedulerLimits, queues: RequestQueues, blocks: KVBlocks) -> None:
+        self.tokens_left = limits.max_num_batched_tokens
+        self._max_num_seqs = limits.max_num_seqs
+        self._queues = queues
+        self._blocks = blocks
+        self._chunks: dict[Request, Chunk] = {}
+        self._evicted: list[Request] = []
+
+    def running(self) -> Iterator[Request]:
+        """The requests that run as the step begins, oldest first, but those it preempts on the way."""
+        for request in tuple(self._queues.running):
+            if request not in self._evicted:
+                yield request
+
+    def compute(self, request: Request, num_tokens: int) -> None:
+        """Place a running request's next tokens, preempting for blocks whom it takes, maybe itself."""
+        end = request.num_computed_tokens + num_tokens
+        while not self._blocks.extend(request, end):
+            victim = self._cheapest_victim()
+            self._preempt(victim)
+            if victim is request:
+                return
+        self._place(request, num_tokens)
+
+    def compute_all_running(self) -> None:
+        """Place all that is pending of each running request: one token, or a prompt whose step failed."""
+        for request in self.running():
+            if request.num_pending_tokens <= self.tokens_left:
+                self.compute(request, request.num_pending_tokens)
+
+    def admit(self, request: Request, *, whole: bool) -> bool:
+        """Start a waiting request with as many tokens as the budget has left, or (`whole`) with all or none.
+
+        It gets the blocks of all its known tokens at once, so that no half-computed prompt is stuck for want
+        of blocks. One block a running request stays free: enough for each to go on for a block's length, so
+        that an admission is not undone by a preemption in the next steps; large pools hardly notice it.
+        With nothing running none is kept, and since the pool holds any one request, it gets in.
+        """
+        num_running = len(self._queues.running)
+        if num_running >= self._max_num_seqs or self.tokens_left == 0 or self._blocks.num_free <= num_running:
+            return False
+        if self._evicted:  # the room that preemption made in this step is not for others
+            return False
+        hit = self._blocks.lookup(request)
+        num_cached = len(hit) * self._blocks.block_size
+        num_tokens = len(request.token_ids) - num_cached
+        if whole and num_tokens > self.tokens_left:
+            return False
+        if not self._blocks.start(request, hit, keep_free=num_running):
+            return False
+        self._queues.start(request)
+        request.num_computed_tokens = num_cached
+        self._place(request, min(num_tokens, self.tokens_left))
+        return True
+
+    def plan(self) -> StepPlan:
+        """What was placed."""
+        return StepPlan(tuple(self._chunks.values()), tuple(self._evicted))
+
+    def _place(self, request: Request, num_tokens: int) -> None:
+        table = self._blocks.block_table(request)
+        self._chunks[request] = Chunk(request, request.num_computed_tokens, num_tokens, table)
+        self.tokens_left -= num_tokens
+
+    def _cheapest_victim(self) -> Request:
+        """Least work lost first, then the youngest; never the oldest running, which therefore always ends.
+
+        Work that others' blocks keep is not lost. Who would free no block at all comes last.
+        """
+
+        def cost(request: Request) -> tuple[bool, int]:
+            num_shared = self._blocks.num_shared(request)
+            frees_nothing = num_shared == len(self._blocks.block_table(request))
+            return frees_nothing, request.num_computed_tokens - num_shared * self._blocks.block_size
+
+        return min(reversed(self._queues.running[1:]), key=cost)
+
+    def _preempt(self, victim: Request) -> None:
+        """Take the victim's blocks and its part in this step; it will be computed anew from its tokens."""
+        chunk = self._chunks.pop(victim, None)
+        if chunk is not None:
+            self.tokens_left += chunk.num_tokens
+        self._blocks.free(victim)
+        self._queues.put_back(victim)
+        victim.num_computed_tokens = 0
+        victim.num_preemptions += 1
+        self._evicted.append(victim)
