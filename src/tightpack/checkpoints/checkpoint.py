@@ -19,7 +19,8 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A stored tensor: logical shape, stored precision ("bf16", "fp16", "fp32", "q4_1", ...), bytes on disk."""
+    """A stored tensor: logical shape, stored precision ("bf16", "fp16", "fp32", "q4_1", ...), bytes on
+    disk."""
 
     shape: tuple[int, ...]
     precision: str

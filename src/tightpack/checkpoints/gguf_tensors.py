@@ -1,0 +1,147 @@
+"""A GGUF file's tensors under Hugging Face's names, in Hugging Face's order of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tightpack.checkpoints.checkpoint import TensorInfo
+from tightpack.checkpoints.gguf_dequantize import dequantize
+from tightpack.checkpoints.gguf_file import GgufFile, GgufTensor
+
+_TOP = MappingProxyType(
+    {
+        "token_embd": "model.embed_tokens",
+        "output_norm": "model.norm",
+        "output": "lm_head",
+    }
+)
+_IN_LAYER = MappingProxyType(
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+)
+# Where there are norms after attention and MLP too, ffn_norm is no longer the one after attention.
+_NORMS = MappingProxyType({"ffn_norm": "post_attention_layernorm"})
+_SANDWICH_NORMS = MappingProxyType(
+    {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+)
+_VIEWS: Mapping[str, Any] = MappingProxyType(
+    {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "bf16": ml_dtypes.bfloat16}
+)
+
+
+class GgufTensors:
+    """A TensorSource over a GGUF file.
+
+    heads, kv_heads: given where llama.cpp's converter interleaved the rows of queries and keys, so that
+        pairs to be rotated are neighbours; the rows are put back.
+    norm_offset: what the converter added to every norm weight.
+    used_elsewhere: tensors that are no weights.
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        norm_offset: float = 0.0,
+        sandwich_norms: bool = False,
+        used_elsewhere: Collection[str] = (),
+    ) -> None:
+        self._file = file
+        self._heads, self._kv_heads, self._norm_offset = heads, kv_heads, norm_offset
+        in_layer = {**_IN_LAYER, **(_SANDWICH_NORMS if sandwich_norms else _NORMS)}
+        self._spelled = {huggingface: gguf for gguf, huggingface in [*_TOP.items(), *in_layer.items()]}
+        self._tensors: dict[str, GgufTensor] = {
+            _huggingface_name(name, in_layer): tensor
+            for name, tensor in file.tensors.items()
+            if name not in used_elsewhere
+        }
+        self._infos = {
+            name: TensorInfo(tensor.shape, tensor.precision.name, tensor.num_bytes)
+            for name, tensor in self._tensors.items()
+        }
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def stored_name(self, name: str) -> str:
+        """The name in the file of the tensor that Hugging Face calls `name`, there or not."""
+        if name in self._tensors:
+            return self._tensors[name].name
+        stem, _, kind = name.rpartition(".")
+        layer, _, rest = stem.removeprefix("model.layers.").partition(".")
+        return (
+            f"blk.{layer}.{self._spelled[rest]}.{kind}"
+            if rest in self._spelled
+            else f"{self._spelled[stem]}.{kind}"
+        )
+
+    def read(self, name: str) -> NDArray[Any]:
+        """As TensorSource.read: fp32, fp16 and bf16 as stored, blocks as float32."""
+        tensor = self._tensors[name]
+        raw = self.read_blocks(name)
+        if tensor.precision.name in _VIEWS:
+            values: NDArray[Any] = raw.view(_VIEWS[tensor.precision.name])
+        else:
+            values = dequantize(raw.reshape(-1), tensor.precision.name, int(np.prod(tensor.shape)))
+            values = values.reshape(tensor.shape)
+        if self._norm_offset and name.endswith("norm.weight"):
+            values = (values.astype(np.float32) - np.float32(self._norm_offset)).astype(values.dtype)
+        return values
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes, uint8 [rows, bytes a row], rows in Hugging Face's order (a view where they are
+        stored so).
+
+        Blocks lie along a row, so moving rows leaves them whole.
+        """
+        tensor = self._tensors[name]
+        raw = self._file.raw(tensor)
+        heads = self._heads if ".q_proj." in name else self._kv_heads if ".k_proj." in name else None
+        if heads is None:
+            return raw
+        if raw.ndim == 1:  # a bias: one row of values, each a row of its own
+            rows = _undo_interleaving(raw.reshape(tensor.shape[0], -1), heads)
+            return rows.reshape(-1)
+        return _undo_interleaving(raw, heads)
+
+
+def _undo_interleaving(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
+    count, width = rows.shape
+    halves = rows.reshape(heads, count // heads // 2, 2, width).swapaxes(1, 2)
+    return np.ascontiguousarray(halves).reshape(count, width)
+
+
+def _huggingface_name(name: str, in_layer: Mapping[str, str]) -> str:
+    """The name, or the GGUF's own for a tensor that no supported architecture has (found out in
+    validation)."""
+    stem, _, kind = name.rpartition(".")
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{kind}"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if match and match[2] in in_layer:
+        return f"model.layers.{match[1]}.{in_layer[match[2]]}.{kind}"
+    return name
