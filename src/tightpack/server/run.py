@@ -1,0 +1,170 @@
+"""The server process: its socket, its signals, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from tightpack.server.app import create_app
+from tightpack.server.engine import ServingEngine
+from tightpack.server.service import Lifecycle
+
+# What is left to an answer after its request has ended: writing it.
+_FLUSH_S = 1.0
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet; port 0 picks a free one.
+
+    Bound before a model is loaded, so that a taken port is known at once, while clients are refused (rather
+    than kept waiting) until the server is ready. Raises OSError that says what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, OverflowError) as error:
+        raise OSError(f"cannot listen on host {host!r}, port {port}: {error}") from error
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port (0 picks a free one)"
+        ) from error
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """The URL of a bound socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_server(
+    engine: ServingEngine,
+    *,
+    model_name: str,
+    sock: socket.socket,
+    api_key: str | None = None,
+    allowed_origins: Sequence[str] = (),
+    drain_timeout: float = 30.0,
+    access_log: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+    on_drain: Callable[[int], None] = lambda in_flight: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; returns when what ran is answered, and leaves the engine closed.
+
+    The first signal starts to drain: new requests get 503, those under way have `drain_timeout` seconds. A
+    second one ends the process at once, with status 128 + signal. Call from the main thread.
+    on_ready: called when requests are taken. on_drain: called with the number of requests under way.
+    """
+    lifecycle = Lifecycle()
+    app = create_app(
+        engine,
+        model_name=model_name,
+        api_key=api_key,
+        allowed_origins=allowed_origins,
+        lifecycle=lifecycle,
+    )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=access_log,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config, engine, lifecycle, drain_timeout, on_ready, on_drain)
+    try:
+        server.run(sockets=[sock])
+    finally:
+        server.close_engine()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with two-stage signals."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: ServingEngine,
+        lifecycle: Lifecycle,
+        drain_timeout: float,
+        on_ready: Callable[[], None],
+        on_drain: Callable[[int], None],
+    ) -> None:
+        super().__init__(config)
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._drain_timeout = drain_timeout
+        self._on_ready = on_ready
+        self._on_drain = on_drain
+        self._drain_task: asyncio.Task[None] | None = None
+        self._engine_closed = False
+
+    def close_engine(self) -> None:
+        """Close it once; requests that still run end with an error."""
+        if not self._engine_closed:
+            self._engine_closed = True
+            self._engine.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            # Not through the event loop, which a second signal must not wait for.
+            if self._lifecycle.draining:
+                os._exit(128 + number)
+            self._lifecycle.draining = True
+            loop.call_soon_threadsafe(self._start_drain)
+
+        before: dict[signal.Signals, Any] = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start_drain(self) -> None:
+        self._on_drain(self._lifecycle.in_flight)
+        self._drain_task = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self._engine.drain(self._drain_timeout)
+            await self._wait_for_answers()
+            if self._lifecycle.in_flight:
+                # Closing the engine ends what is left with an error that its clients are told.
+                await asyncio.to_thread(self.close_engine)
+                await self._wait_for_answers()
+        finally:
+            self.should_exit = True
+
+    async def _wait_for_answers(self) -> None:
+        deadline = time.monotonic() + _FLUSH_S
+        while self._lifecycle.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
