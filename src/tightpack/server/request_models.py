@@ -41,7 +41,7 @@ class StreamOptions(Strict):
 class GenerationRequest(Strict):
     """What completions and chat completions share."""
 
-    model: str
+    model: str | None = Field(None, description="The served model's name; it may be left out.")
     stream: bool | None = Field(None, description="Answer with server-sent events as tokens come.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
     n: int | None = Field(
