@@ -56,6 +56,12 @@ async def test_whole(client: httpx.AsyncClient, engine: Any) -> None:
     assert service_class is STANDARD
 
 
+async def test_the_model_may_be_left_out(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/completions", json={"prompt": "abc"})
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "fake"
+
+
 async def test_every_sampling_parameter_reaches_the_engine(client: httpx.AsyncClient, engine: Any) -> None:
     given = {
         "n": 2,

@@ -122,7 +122,7 @@ def bodies(model: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
         )
         names = st.text(max_size=12).filter(lambda name: name not in known)
         extra = st.dictionaries(names, texts, min_size=1, max_size=1)
-        missing = st.sampled_from(sorted(base.keys() - {"max_tokens"}))
+        missing = st.sampled_from(sorted(base.keys() - {"max_tokens", "model"}))
         return st.one_of(
             values.map(lambda change: (path, base | change)),
             extra.map(lambda change: (path, base | change)),
