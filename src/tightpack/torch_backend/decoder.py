@@ -1,0 +1,69 @@
+"""The decoder: a forward pass over a step's tokens, driven by a `ModelSpec`. No family has its own code."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tightpack.architectures.model_spec import ModelSpec
+from tightpack.torch_backend.attention import attend
+from tightpack.torch_backend.kv_cache import KVCache
+from tightpack.torch_backend.norm import rms_norm
+from tightpack.torch_backend.rotary import rotate_, rotation_table
+from tightpack.torch_backend.step_inputs import StepInputs
+from tightpack.torch_backend.weights import DecoderWeights
+
+
+class Decoder:
+    """Stateless but for its tables; keys and values live in the cache it is given."""
+
+    def __init__(self, spec: ModelSpec, weights: DecoderWeights, max_model_len: int) -> None:
+        self.spec = spec
+        self._weights = weights
+        device = weights.embedding.device
+        self._rotations = {
+            rotary: rotation_table(rotary, max_model_len, device)
+            for rotary in dict.fromkeys(layer.rotary for layer in spec.layers)
+        }
+        # Rounded to the weights' dtype, as the embedding that it scales.
+        self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=weights.embedding.dtype))
+
+    def forward(self, inputs: StepInputs, cache: KVCache) -> Tensor:
+        """Hidden states before the final norm, [tokens, hidden_size]; writes the tokens' keys and values."""
+        spec, eps = self.spec, self.spec.norm_eps
+        rotations = {r: table[inputs.positions].unsqueeze(1) for r, table in self._rotations.items()}
+        rotated = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+        cached = spec.num_heads * spec.head_dim
+        x = functional.embedding(inputs.token_ids, self._weights.embedding)
+        if self._embedding_scale != 1:
+            x.mul_(self._embedding_scale)
+        for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
+            qkv = weights.qkv(rms_norm(x, weights.attention_norm, eps))
+            heads = qkv[:, :rotated].view(len(qkv), -1, spec.head_dim)
+            if weights.qk_norm is not None:
+                heads.copy_(rms_norm(heads, weights.qk_norm, eps))
+            rotate_(heads, rotations[layer.rotary])
+            cache.write(index, inputs.slots, qkv[:, cached:])
+            mixed = weights.output(attend(spec, cache, index, qkv, inputs.attention[layer.window]))
+            if weights.attention_post_norm is not None:
+                mixed = rms_norm(mixed, weights.attention_post_norm, eps)
+            x.add_(mixed)
+            gate, up = weights.gate_up(rms_norm(x, weights.mlp_norm, eps)).chunk(2, dim=-1)
+            gate = (
+                functional.silu(gate)
+                if spec.activation == "silu"
+                else functional.gelu(gate, approximate="tanh")
+            )
+            mixed = weights.down(gate.mul_(up))
+            if weights.mlp_post_norm is not None:
+                mixed = rms_norm(mixed, weights.mlp_post_norm, eps)
+            x.add_(mixed)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and head on some rows of `forward`'s result: float32 [rows, vocab_size]."""
+        normed = rms_norm(hidden, self._weights.final_norm, self.spec.norm_eps)
+        logits = self._weights.head(normed).float()
+        cap = self.spec.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

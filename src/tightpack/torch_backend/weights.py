@@ -1,0 +1,133 @@
+"""A checkpoint's tensors as the decoder wants them: cast, fused, and on the device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tightpack.architectures.model_spec import ModelSpec
+from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.torch_backend.linear import Linear
+from tightpack.torch_backend.rotary import interleave_heads, pair_order
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """qkv: queries, keys and values in one linear; gate_up likewise. Head dimensions of queries and keys are
+    in the order of `rotary.pair_order`. qk_norm: [num_heads + num_kv_heads, head_dim].
+    """
+
+    attention_norm: Tensor
+    qkv: Linear
+    qk_norm: Tensor | None
+    output: Linear
+    attention_post_norm: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    mlp_post_norm: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    head: Linear
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor over the array's memory, for reading; float32, float16 or ml_dtypes.bfloat16."""
+    array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        # The file is mapped read-only, which torch cannot express; nobody writes to this view.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+
+def load_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+    """Read, cast and fuse every tensor, one at a time: the peak is the model and one source tensor."""
+    spec = checkpoint.spec
+    loader = _Loader(checkpoint, dtype, device)
+    embedding = loader.stacked(["model.embed_tokens.weight"])
+    layers = tuple(_load_layer(loader, spec, index) for index in range(spec.num_layers))
+    if spec.tied_embeddings:
+        head = Linear(embedding, keep_plain=True)
+    else:
+        head = loader.linear(["lm_head"], bias=False)
+    return DecoderWeights(embedding, layers, loader.norm("model.norm"), head)
+
+
+def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}."
+    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    qk_norm = None
+    if spec.qk_norm:
+        order = pair_order(spec.head_dim)
+        query, key = (loader.norm(f"{attention}{name}_norm").cpu()[order] for name in "qk")
+        heads = [query.expand(spec.num_heads, -1), key.expand(spec.num_kv_heads, -1)]
+        qk_norm = torch.cat(heads).to(loader.device)
+    sandwich = spec.sandwich_norms
+    return LayerWeights(
+        attention_norm=loader.norm(prefix + "input_layernorm"),
+        qkv=loader.linear(
+            [attention + "q_proj", attention + "k_proj", attention + "v_proj"],
+            bias=spec.qkv_bias,
+            interleave=(spec.head_dim, 2),
+        ),
+        qk_norm=qk_norm,
+        output=loader.linear([attention + "o_proj"], bias=spec.output_bias),
+        attention_post_norm=loader.norm(prefix + "post_attention_layernorm") if sandwich else None,
+        mlp_norm=loader.norm(
+            prefix + ("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm")
+        ),
+        gate_up=loader.linear([mlp + "gate_proj", mlp + "up_proj"], bias=spec.mlp_bias),
+        down=loader.linear([mlp + "down_proj"], bias=spec.mlp_bias),
+        mlp_post_norm=loader.norm(prefix + "post_feedforward_layernorm") if sandwich else None,
+    )
+
+
+class _Loader:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.device = device
+        self.shapes = checkpoint.spec.tensor_shapes()
+
+    def stacked(self, names: Sequence[str], interleave: tuple[int, int] = (0, 0)) -> Tensor:
+        """The tensors one below the other, cast and copied once into place.
+
+        interleave: (head_dim, n) reorders the head dimensions of the first n of them.
+        """
+        rows = [self.shapes[name][0] for name in names]
+        out = torch.empty((sum(rows), *self.shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
+        start = 0
+        for position, (name, count) in enumerate(zip(names, rows, strict=True)):
+            source = as_tensor(self.checkpoint.read(name))
+            if position < interleave[1]:
+                source = interleave_heads(source, interleave[0])
+            out[start : start + count].copy_(source)
+            start += count
+        return out
+
+    def linear(self, names: Sequence[str], *, bias: bool, interleave: tuple[int, int] = (0, 0)) -> Linear:
+        weight = self.stacked([f"{name}.weight" for name in names], interleave)
+        return Linear(weight, self.stacked([f"{name}.bias" for name in names], interleave) if bias else None)
+
+    def norm(self, name: str) -> Tensor:
+        """The effective weight; float32 where an offset would otherwise be lost to rounding."""
+        stored = as_tensor(self.checkpoint.read(f"{name}.weight"))
+        offset = self.checkpoint.spec.norm_weight_offset
+        if offset:
+            # The stored number is rounded to the decoder's dtype first: that is the model that runs.
+            return (stored.to(self.dtype).float() + offset).to(self.device)
+        return stored.to(self.device, self.dtype, copy=True)
