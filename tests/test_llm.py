@@ -70,7 +70,9 @@ def test_greedy_tokens_survive_small_chunks_and_preemption(llm: LLM, alone: list
 def test_a_seed_gives_the_same_output_under_every_policy(llm: LLM, policy: str) -> None:
     params = [SamplingParams(temperature=1.0, top_p=0.9, seed=i, max_tokens=8) for i in range(len(PROMPTS))]
     together = tokens(under(llm, policy).generate(PROMPTS, params, use_tqdm=False))
-    assert together == [tokens(llm.generate(p, s, use_tqdm=False))[0] for p, s in zip(PROMPTS, params, strict=True)]
+    assert together == [
+        tokens(llm.generate(p, s, use_tqdm=False))[0] for p, s in zip(PROMPTS, params, strict=True)
+    ]
 
 
 def test_prompts_may_be_text_or_token_ids_one_or_many_with_parameters_each(llm: LLM) -> None:
@@ -94,7 +96,9 @@ def test_n_completions_differ_and_each_equals_its_seed_alone(llm: LLM) -> None:
 
 
 def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
-    free = llm.generate(PROMPTS[0], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)[0].outputs[0]
+    free = llm.generate(PROMPTS[0], SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)[0].outputs[
+        0
+    ]
     params = SamplingParams(temperature=0, max_tokens=16, stop=["Paris"])
     cut = llm.generate(PROMPTS[0], params, use_tqdm=False)[0].outputs[0]
     assert cut.text == free.text[: free.text.index("Paris")]
@@ -213,5 +217,7 @@ async def test_errors_come_with_the_first_item(async_llm: AsyncLLM) -> None:
         await anext(async_llm.stream("", SamplingParams()))
     with pytest.raises(QueueFullError):
         await anext(async_llm.stream("a", SamplingParams(n=2000, max_tokens=1)))
-    part = await anext(async_llm.stream("The capital of France is", SamplingParams(max_tokens=1, temperature=0)))
+    part = await anext(
+        async_llm.stream("The capital of France is", SamplingParams(max_tokens=1, temperature=0))
+    )
     assert part.num_output_tokens == 1
