@@ -28,6 +28,7 @@ lint: $(STAMPS)/package $(STAMPS)/lint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python benchmarks/make_table.py --check
 
 check: lint test
 
