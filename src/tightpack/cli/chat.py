@@ -24,7 +24,7 @@ def chat(
     device: DeviceOption = "auto",
     num_threads: ThreadsOption = None,
 ) -> None:
-    """Talk with a model. /clear forgets the conversation, /exit or Ctrl-D ends it.
+    """Talk with a model. /clear forgets the conversation, Ctrl-C stops an answer, /exit or Ctrl-D ends it.
 
     Example: `tightpack chat --system "Answer in one sentence."`
     """
@@ -34,7 +34,10 @@ def chat(
     engine = AsyncLLM(model=model, dtype=dtype, device=device, num_threads=num_threads, max_num_seqs=1)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
-    typer.echo(f"{engine.model_name}: /clear forgets the conversation, /exit or Ctrl-D ends it")
+    typer.echo(
+        f"{engine.model_name}: /clear forgets the conversation, Ctrl-C stops an answer, "
+        "/exit or Ctrl-D ends it"
+    )
     try:
         while True:
             try:
@@ -48,7 +51,15 @@ def chat(
             elif said:
                 messages.append({"role": "user", "content": said})
                 # The prefix cache holds the conversation so far, so each turn computes only what is new.
-                answer = asyncio.run(print_stream(engine, chat_prompt(engine, messages), params))
-                messages.append({"role": "assistant", "content": answer})
+                try:
+                    answer = asyncio.run(print_stream(engine, chat_prompt(engine, messages), params))
+                except KeyboardInterrupt:
+                    typer.echo(" [stopped]")
+                    messages.pop()
+                except ValueError as error:
+                    typer.echo(f"{error}; /clear begins anew", err=True)
+                    messages.pop()
+                else:
+                    messages.append({"role": "assistant", "content": answer})
     finally:
         engine.close()

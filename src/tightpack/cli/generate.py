@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelOption, TemperatureOption, ThreadsOption
-from tightpack.engine_args import DEFAULT_MODEL
+from tightpack.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    KVCacheDtypeOption,
+    ModelOption,
+    QuantizationOption,
+    TemperatureOption,
+    ThreadsOption,
+    ThresholdOption,
+)
+from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 from tightpack.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -30,6 +39,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
+    llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
 ) -> None:
     """Complete one prompt.
@@ -40,7 +52,16 @@ def generate(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    engine = AsyncLLM(model=model, dtype=dtype, device=device, num_threads=num_threads, max_num_seqs=1)
+    engine = AsyncLLM(
+        model=model,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        llm_int8_threshold=llm_int8_threshold,
+        kv_cache_dtype=kv_cache_dtype,
+        num_threads=num_threads,
+        max_num_seqs=1,
+    )
     try:
         asked: Prompt = chat_prompt(engine, [{"role": "user", "content": text}]) if chat else text
         asyncio.run(print_stream(engine, asked, params))

@@ -17,6 +17,19 @@ ModelOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantize on loading: int8, w8a8, llm.int8, int4 or fp8. Or what the checkpoint must be: awq, "
+        "gptq, compressed-tensors, fp8, bitsandbytes or gguf."
+    ),
+]
+ThresholdOption = Annotated[
+    float, typer.Option(help="Of --quantization llm.int8: larger activations stay in 16 bits.")
+]
+KVCacheDtypeOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's, or --dtype), fp8, int8, bfloat16, float16 or float32.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")

@@ -1,9 +1,10 @@
-"""Unknown arguments are refused by name, with the nearest valid one."""
+"""Unknown arguments are refused by name, with the nearest valid one; numbers are taken for what they are."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -11,15 +12,36 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 
 
+def as_int(name: str, value: Any) -> int:
+    """An integer of any make (numpy's too, but not True) as int. Raises TypeError that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return int(value)
+
+
+def as_float(name: str, value: Any) -> float:
+    """A number of any make as float. Raises TypeError that names it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def nearest_hint(given: str, valid: Iterable[str], otherwise: str | None = "it must be one of") -> str:
+    """ "did you mean 'NAME'?"; where no name is near, `otherwise` with all of them, or "" if that is None."""
+    names = list(valid)
+    near = difflib.get_close_matches(given[:80], names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "" if otherwise is None else f"{otherwise} {', '.join(names)}"
+
+
 def refuse_unknown(owner: str, given: Iterable[str], valid: Iterable[str]) -> None:
     """Raise TypeError naming the first of `given` that is not in `valid`, and the nearest one that is."""
     names = list(valid)
     for name in given:
-        if name in names:
-            continue
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(names))}"
-        raise TypeError(f"{owner} has no argument {name!r}; {hint}")
+        if name not in names:
+            hint = nearest_hint(name, sorted(names), "it takes")
+            raise TypeError(f"{owner} has no argument {name!r}; {hint}")
 
 
 def strict_keywords(cls: type[T]) -> type[T]:

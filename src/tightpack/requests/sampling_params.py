@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tightpack.requests.arguments import strict_keywords
+from tightpack.requests.arguments import as_float, as_int, strict_keywords
+
+_INTEGERS = ("n", "min_tokens", "top_k")
+_INTEGERS_OR_NONE = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 
 
 @strict_keywords
@@ -58,9 +69,19 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
-        object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
+        for one in stop:
+            if not isinstance(one, str):
+                raise TypeError(f"stop must be a string or strings, got {one!r}")
+        exact: dict[str, Any] = {name: as_int(name, getattr(self, name)) for name in _INTEGERS}
+        exact |= {name: as_float(name, getattr(self, name)) for name in _NUMBERS}
+        for name in _INTEGERS_OR_NONE:
+            value = getattr(self, name)
+            exact[name] = None if value is None else as_int(name, value)
+        exact["stop"] = stop
+        exact["stop_token_ids"] = tuple(as_int("stop_token_ids", i) for i in self.stop_token_ids or ())
+        exact["logit_bias"] = {int(k): as_float("logit_bias", v) for k, v in (self.logit_bias or {}).items()}
+        for name, value in exact.items():
+            object.__setattr__(self, name, value)
         self._require(self.n >= 1, "n", "at least 1", self.n)
         self._require(
             self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from tightpack.requests.arguments import nearest_hint
 from tightpack.scheduling.chunked_prefill import ChunkedPrefillPolicy
 from tightpack.scheduling.continuous import ContinuousPolicy
 from tightpack.scheduling.dynamic import DynamicPolicy
@@ -33,7 +33,6 @@ POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)
 def make_policy(name: str, limits: SchedulerLimits) -> Policy:
     """A policy with empty queues. Raises ValueError for an unknown name or unsuitable limits."""
     if name not in _POLICIES:
-        near = difflib.get_close_matches(name, POLICY_NAMES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(POLICY_NAMES)}"
+        hint = nearest_hint(name, POLICY_NAMES, "there are")
         raise ValueError(f"policy {name!r} is not known; {hint}")
     return _POLICIES[name](limits)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tightpack.server.api_error import ApiError, invalid
 from tightpack.server.engine import ServingEngine, ServingTokenizer
-from tightpack.server.request_models import ChatMessage
+from tightpack.server.request_models import ChatMessage, GenerationRequest
 
 # Texts longer than this are tokenized on a thread (a millisecond or more), so that streams do not stall.
 _THREAD_FROM_CHARS = 16_384
@@ -74,6 +74,21 @@ def check_length(engine: ServingEngine, num_tokens: int, param: str) -> None:
             param,
             "context_length_exceeded",
         )
+
+
+def check_room(engine: ServingEngine, prompts: Sequence[Prompt], body: GenerationRequest) -> None:
+    """400 for more output than the context has room for, rather than an answer that ends too early."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    for name in ("max_tokens", "max_completion_tokens"):
+        asked = getattr(body, name, None)
+        if asked is not None and longest + asked > engine.max_model_len:
+            raise invalid(
+                f"{name}: this model's context holds {engine.max_model_len} tokens, but the prompt has "
+                f"{longest} and up to {asked} more are asked for; ask for {engine.max_model_len - longest} "
+                "at the most",
+                name,
+                "context_length_exceeded",
+            )
 
 
 def render(

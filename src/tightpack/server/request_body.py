@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from tightpack.requests.arguments import nearest_hint
 from tightpack.server.api_error import ApiError
 from tightpack.server.request_models import field_names
 
@@ -97,7 +97,5 @@ def _path(location: tuple[Any, ...]) -> str:
 
 
 def _hint(model: type[BaseModel], location: tuple[Any, ...]) -> str:
-    near = difflib.get_close_matches(
-        str(location[-1])[:80], field_names(model, location[:-1]), n=1, cutoff=0.6
-    )
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest_hint(str(location[-1]), field_names(model, location[:-1]), otherwise=None)
+    return hint and f"; {hint}"

@@ -41,10 +41,14 @@ def open_socket(host: str, port: int) -> socket.socket:
         sock.bind(address)
     except OSError as error:
         sock.close()
-        raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another port (0 picks a free one)"
-        ) from error
+        raise _cannot_listen(host, port, error) from error
     return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
+    return OSError(
+        f"cannot listen on {host}:{port}: {error.strerror}; choose another port (0 picks a free one)"
+    )
 
 
 def address_of(sock: socket.socket) -> str:
@@ -123,6 +127,13 @@ class _Server(uvicorn.Server):
             self._engine.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for sock in sockets or ():
+            try:
+                # Two servers that load at the same time can both be bound; the first to listen has the port.
+                sock.listen(self.config.backlog)
+            except OSError as error:
+                host, port = sock.getsockname()[:2]
+                raise _cannot_listen(host, port, error) from error
         await super().startup(sockets)
         self._on_ready()
 

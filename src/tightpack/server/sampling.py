@@ -76,6 +76,10 @@ def chat_params(body: ChatCompletionRequest, vocab_size: int) -> SamplingParams:
 def _params(body: GenerationRequest, vocab_size: int, **limits: Any) -> SamplingParams:
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options needs stream to be true", "stream_options")
+    options = body.stream_options
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        param = "stream_options.continuous_usage_stats"
+        raise invalid(f"{param} needs include_usage to be true", param)
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(body, name) or ():
             if token >= vocab_size:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import logging
 import threading
 from collections import defaultdict
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Subscription:
     """Requests admitted together, and the queue where their updates arrive.
 
-    An exception in the queue says that none of them was admitted.
+    An exception in the queue is the last event: none of them was admitted, or the engine has stopped.
     """
 
     requests: Sequence[Request]
@@ -44,6 +46,8 @@ class EngineThread:
         self._idle = threading.Event()
         self._idle.set()
         self._thread = threading.Thread(target=self._run, name="tightpack-engine", daemon=True)
+        # A thread that computes while the interpreter is taken down can abort the process.
+        atexit.register(self.close)
         self._thread.start()
 
     @property
@@ -78,8 +82,9 @@ class EngineThread:
 
     def close(self) -> None:
         """Stop after the step under way; requests that are not finished end with an error."""
-        self._closed = True
+        atexit.unregister(self.close)
         with self._wake:
+            self._closed = True
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -93,6 +98,24 @@ class EngineThread:
             self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+            self._deliver(self._loop.fail_all("the engine was closed"))
+        except Exception as error:
+            # A defect of the loop or the policy: no request can be trusted to end, so all readers are told.
+            logger.exception("the engine stopped")
+            stopped = RuntimeError(f"the engine stopped: {type(error).__name__}: {error}")
+            for subscription in set(self._subscribers.values()):
+                self._tell(subscription, stopped)
+        with self._wake:
+            self._closed = True
+            late, self._inbox = self._inbox, []
+        for command in late:  # submissions among them are refused; to anything else there is nothing left
+            with contextlib.suppress(Exception):
+                command()
+        self._idle.set()
+
+    def _serve(self) -> None:
         stepped = False
         while not self._closed:
             for command in self._next_commands(stepped):
@@ -100,8 +123,6 @@ class EngineThread:
             steps = self._loop.stats.steps
             self._deliver(self._step())
             stepped = self._loop.stats.steps > steps
-        self._deliver(self._loop.fail_all("the engine was closed"))
-        self._idle.set()
 
     def _next_commands(self, stepped: bool) -> list[Callable[[], None]]:
         """Empty the inbox; after a step that ran nothing, sleep until a command or the policy's wake-up."""
@@ -125,12 +146,14 @@ class EngineThread:
     def _admit(self, subscription: Subscription) -> None:
         admitted: list[str] = []
         try:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
             for request in subscription.requests:
                 self._loop.add(request)
                 admitted.append(request.request_id)
         except Exception as error:
             self._abort(admitted)
-            subscription.home.call_soon_threadsafe(subscription.events.put_nowait, error)
+            self._tell(subscription, error)
             return
         for request_id in admitted:
             self._subscribers[request_id] = subscription
@@ -139,6 +162,11 @@ class EngineThread:
         for request_id in request_ids:
             self._subscribers.pop(request_id, None)
             self._loop.abort(request_id)
+
+    @staticmethod
+    def _tell(subscription: Subscription, error: Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # that event loop is closed: nobody is left to read
+            subscription.home.call_soon_threadsafe(subscription.events.put_nowait, error)
 
     def _deliver(self, updates: Iterable[Update]) -> None:
         by_home: dict[asyncio.AbstractEventLoop, list[tuple[Subscription, Update]]] = defaultdict(list)
