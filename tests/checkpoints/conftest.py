@@ -3,10 +3,13 @@ them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -216,3 +219,14 @@ class GgufBuilder:
 @pytest.fixture
 def gguf_of() -> Callable[[str], GgufBuilder]:
     return lambda family: GgufBuilder(family, tiny_model(family))
+
+
+@pytest.fixture(scope="session")
+def rounding() -> ModuleType:
+    """rounding.py beside this file (tests are no package, and pytest does not import siblings)."""
+    spec = importlib.util.spec_from_file_location("rounding", Path(__file__).with_name("rounding.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

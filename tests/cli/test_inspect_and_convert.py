@@ -30,6 +30,12 @@ def test_inspect_json(app: typer.Typer) -> None:
     assert facts["parameters"] == 134_515_008
     assert facts["bytes"] == sum(facts["bytes_by_precision"].values())
     assert list(facts["bytes_by_precision"]) == ["q4_1", "q8_0", "fp32"]
+    assert facts["quantization"] == {
+        "method": "gguf",
+        "linears_by_scheme": {"q4_1 (int4, asymmetric, group 32)": 210},
+        "linears_unquantized": 0,
+    }
+    assert facts["kv_cache"] == "bf16"
     assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
     assert facts["rope"] == ["theta 100,000"]
     assert (facts["tied_head"], facts["chat_template"]) == (True, True)
@@ -42,6 +48,7 @@ def test_inspect_table(app: typer.Typer) -> None:
     for shown in (
         "134.5M",
         "q4_1",
+        "q4_1 (int4, asymmetric, group 32) in 210 linears",
         "22.5 KiB a token",
         "9 of 64, 3 for keys",
         "49,152, head tied",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.tokenizer import Tokenizer
+from tightpack.schemes.quantized import DenseWeight, KVCacheFormat, QuantizedLinear
 
 
 class CheckpointError(ValueError):
@@ -35,7 +36,29 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> NDArray[Any]:
         """float32, float16 or ml_dtypes.bfloat16; a read-only view of the file where it is stored so.
-        Block-quantized tensors are dequantized to float32."""
+        Quantized tensors are dequantized to float32."""
+
+
+@runtime_checkable
+class LinearSource(Protocol):
+    """What a TensorSource of quantized linears offers as well."""
+
+    def read_linear(self, name: str) -> QuantizedLinear:
+        """The linear called `name` (without ".weight"), as stored.
+
+        Raises CheckpointError naming the tensor at fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationInfo:
+    """How a checkpoint is quantized.
+
+    method: as users name it: "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes" or "gguf".
+    linears: each quantized linear's name to its scheme for people: "int4, group 64, asymmetric".
+    """
+
+    method: str
+    linears: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,8 @@ class Checkpoint:
     """A validated checkpoint: every tensor of `spec.tensor_shapes()` is there with its shape, and no other.
 
     config: the Hugging Face config.json, read or (from GGUF) derived; what `convert` writes.
+    quantization: None where every linear is in floating point of 16 or 32 bits.
+    kv_cache_format: with the scales that were calibrated; None where the checkpoint states none.
     """
 
     name: str
@@ -61,9 +86,20 @@ class Checkpoint:
     tokenizer: Tokenizer
     config: Mapping[str, Any]
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    quantization: QuantizationInfo | None = None
+    kv_cache_format: KVCacheFormat | None = None
 
     def read(self, name: str) -> NDArray[Any]:
+        """A tensor of `spec.tensor_shapes()`; a quantized one dequantized to float32."""
         return self.tensors.read(name)
+
+    def read_linear(self, name: str) -> QuantizedLinear:
+        """The linear `name` ("model.layers.3.self_attn.q_proj"), as stored; a tied head is the embedding."""
+        if name == "lm_head" and self.spec.tied_embeddings:
+            name = "model.embed_tokens"
+        if isinstance(self.tensors, LinearSource):
+            return self.tensors.read_linear(name)
+        return QuantizedLinear(DenseWeight(self.read(f"{name}.weight")))
 
     @property
     def num_parameters(self) -> int:

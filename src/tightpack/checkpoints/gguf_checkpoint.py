@@ -26,4 +26,11 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
     validate_tensors(spec, tensors, path, tensors.stored_name)
     tokenizer = gguf_tokenizer(file)
     spec = replace(spec, bos_token_id=tokenizer.bos_token_id, eos_token_ids=tokenizer.eos_token_ids)
-    return Checkpoint(name=name, spec=spec, tensors=tensors, tokenizer=tokenizer, config=config)
+    return Checkpoint(
+        name=name,
+        spec=spec,
+        tensors=tensors,
+        tokenizer=tokenizer,
+        config=config,
+        quantization=tensors.quantization,
+    )

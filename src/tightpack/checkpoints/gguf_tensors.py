@@ -11,9 +11,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from tightpack.checkpoints.checkpoint import TensorInfo
+from tightpack.checkpoints.checkpoint import CheckpointError, QuantizationInfo, TensorInfo
 from tightpack.checkpoints.gguf_dequantize import dequantize
 from tightpack.checkpoints.gguf_file import GgufFile, GgufTensor
+from tightpack.schemes import gguf_blocks
+from tightpack.schemes.layout import LayoutError
+from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
 
 _TOP = MappingProxyType(
     {
@@ -51,7 +54,7 @@ _VIEWS: Mapping[str, Any] = MappingProxyType(
 
 
 class GgufTensors:
-    """A TensorSource over a GGUF file.
+    """A TensorSource and LinearSource over a GGUF file.
 
     heads, kv_heads: given where llama.cpp's converter interleaved the rows of queries and keys, so that
         pairs to be rotated are neighbours; the rows are put back.
@@ -111,6 +114,28 @@ class GgufTensors:
         if self._norm_offset and name.endswith("norm.weight"):
             values = (values.astype(np.float32) - np.float32(self._norm_offset)).astype(values.dtype)
         return values
+
+    def read_linear(self, name: str) -> QuantizedLinear:
+        """As LinearSource.read_linear: Q4_0, Q4_1 and Q8_0 as their integers, other blocks dequantized."""
+        tensor = self._tensors[f"{name}.weight"]
+        if tensor.precision.name not in gguf_blocks.PRECISIONS:
+            return QuantizedLinear(DenseWeight(self.read(f"{name}.weight")))
+        try:
+            return QuantizedLinear(
+                gguf_blocks.unpack_blocks(self.read_blocks(f"{name}.weight"), tensor.precision.name)
+            )
+        except LayoutError as error:
+            raise CheckpointError(f"{self._file.path}: tensor {tensor.name!r}: {error}") from error
+
+    @property
+    def quantization(self) -> QuantizationInfo | None:
+        """Which linears are stored in blocks; None where none is."""
+        linears = {
+            name.removesuffix(".weight"): gguf_blocks.label(tensor.precision.name)
+            for name, tensor in self._tensors.items()
+            if tensor.precision.block_elements > 1 and name != "model.embed_tokens.weight"
+        }
+        return QuantizationInfo("gguf", linears) if linears else None
 
     def read_blocks(self, name: str) -> NDArray[np.uint8]:
         """The stored bytes, uint8 [rows, bytes a row], rows in Hugging Face's order (a view where they are

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tightpack.architectures import gemma3
 from tightpack.architectures.config_fields import ConfigError, Fields
 from tightpack.architectures.registry import model_spec
-from tightpack.checkpoints.checkpoint import Checkpoint, CheckpointError, GenerationDefaults
+from tightpack.checkpoints.checkpoint import Checkpoint, CheckpointError, GenerationDefaults, TensorSource
 from tightpack.checkpoints.huggingface_tokenizer import huggingface_tokenizer
 from tightpack.checkpoints.json_file import read_object, read_optional_object
+from tightpack.checkpoints.quantized_tensors import QuantizedTensors
 from tightpack.checkpoints.safetensors_shards import SafetensorsShards
 from tightpack.checkpoints.validation import validate_tensors
+from tightpack.schemes.layout import LayoutError, Recipe
+from tightpack.schemes.registry import read_recipe
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -25,6 +29,7 @@ _TEXT_PREFIXES = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
 )
+_OLD_FILES = MappingProxyType({"quantize_config.json": "gptq", "quant_config.json": "awq"})
 _OTHER_MODALITIES = (
     "vision_tower.",
     "multi_modal_projector.",
@@ -41,15 +46,6 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     """
     config_path = directory / CONFIG
     config = read_object(config_path)
-    quantized = next(
-        (c for c in (config, config.get("text_config") or {}) if c.get("quantization_config")), None
-    )
-    if quantized is not None:
-        method = quantized["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(
-            f"{config_path}: field 'quantization_config' ({method}): quantized checkpoints are not supported "
-            "yet, but for GGUF files; give the original"
-        )
     try:
         spec = model_spec(config)
     except ConfigError as error:
@@ -60,7 +56,16 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         raise CheckpointError(
             f"{directory}: no tensor of a text model (language_model.*) in this multimodal checkpoint"
         )
-    validate_tensors(spec, tensors, directory, tensors.stored_name)
+    recipe = _recipe(directory, config)
+    source: TensorSource = tensors
+    quantization = kv_cache_format = None
+    if recipe is None:
+        validate_tensors(spec, tensors, directory, tensors.stored_name)
+    else:
+        source = quantized = QuantizedTensors(
+            spec, tensors, recipe, directory, _aliases if multimodal else _no_aliases, tensors.stored_name
+        )
+        quantization, kv_cache_format = quantized.quantization, quantized.kv_cache_format
     tokenizer = huggingface_tokenizer(
         directory,
         bos_token_id=spec.bos_token_id,
@@ -69,11 +74,35 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     return Checkpoint(
         name=name,
         spec=replace(spec, bos_token_id=tokenizer.bos_token_id, eos_token_ids=tokenizer.eos_token_ids),
-        tensors=tensors,
+        tensors=source,
         tokenizer=tokenizer,
         config=_text_only(config) if multimodal else config,
         generation_defaults=_defaults(directory),
+        quantization=quantization,
+        kv_cache_format=kv_cache_format,
     )
+
+
+def _recipe(directory: Path, config: Mapping[str, Any]) -> Recipe | None:
+    """The quantization that config.json states, or the file that AutoGPTQ or AutoAWQ put beside it."""
+    path, field, quantization = directory / CONFIG, "quantization_config", config.get("quantization_config")
+    if not quantization and isinstance(config.get("text_config"), Mapping):
+        quantization = config["text_config"].get("quantization_config")
+    if not quantization and config.get("compression_config"):
+        field, quantization = "compression_config", config["compression_config"]
+    for name, method in _OLD_FILES.items():
+        if not quantization and (directory / name).is_file():
+            path, field = directory / name, ""
+            quantization = {"quant_method": method, **read_object(path)}
+    if not quantization:
+        return None
+    where = f"{path}: field {field!r}" if field else str(path)
+    if not isinstance(quantization, Mapping):
+        raise CheckpointError(f"{where} must hold an object, not {quantization!r}")
+    try:
+        return read_recipe(quantization)
+    except LayoutError as error:
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def _end_tokens(directory: Path) -> tuple[int, ...]:
@@ -107,6 +136,15 @@ def _remote_code(config: Mapping[str, Any]) -> str:
     if "auto_map" not in config:
         return ""
     return ". (Field 'auto_map' points to code inside the checkpoint, which is never run.)"
+
+
+def _no_aliases(name: str) -> Sequence[str]:
+    return ()
+
+
+def _aliases(name: str) -> Sequence[str]:
+    """What a linear of the text model is called in a multimodal checkpoint."""
+    return [prefix + name.removeprefix(place) for prefix, place in _TEXT_PREFIXES if name.startswith(place)]
 
 
 def _unchanged(name: str) -> str | None:

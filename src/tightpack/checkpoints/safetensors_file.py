@@ -28,6 +28,11 @@ DTYPES: Mapping[str, tuple[str, Any]] = MappingProxyType(
         "F32": ("fp32", np.dtype("<f4")),
         "F16": ("fp16", np.dtype("<f2")),
         "BF16": ("bf16", np.dtype(ml_dtypes.bfloat16)),
+        "F8_E4M3": ("fp8", np.dtype(ml_dtypes.float8_e4m3fn)),
+        "I8": ("int8", np.dtype("<i1")),
+        "U8": ("uint8", np.dtype("<u1")),
+        "I32": ("int32", np.dtype("<i4")),
+        "I64": ("int64", np.dtype("<i8")),
     }
 )
 
@@ -43,7 +48,7 @@ class SafetensorsFile:
     """One mapped file: a TensorSource under the names in the file.
 
     Raises CheckpointError naming the file, and the tensor where one is at fault: cut short, overlong, a
-    damaged header, a dtype other than F32, F16 or BF16.
+    damaged header, an unknown dtype.
     """
 
     def __init__(self, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,9 @@ from tightpack.cli.options import ModelArgument
 
 if TYPE_CHECKING:
     from tightpack.checkpoints.checkpoint import Checkpoint
+
+
+_CACHE_BYTES = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1})
 
 
 def inspect(
@@ -34,13 +38,16 @@ def inspect(
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The facts as JSON; bytes are those in the file, `kv_bytes_per_token` those of a bf16 cache."""
+    """The facts as JSON; bytes are those in the file, a quantized linear's with its scales under its codes'
+    precision; `kv_bytes_per_token` those of the cache that the checkpoint is made for, bf16 where it states
+    none."""
     spec, tokenizer = checkpoint.spec, checkpoint.tokenizer
     num_bytes: Counter[str] = Counter()
     for name in spec.tensor_shapes():
         info = checkpoint.tensors.infos[name]
         num_bytes[info.precision] += info.num_bytes
     windows = Counter(layer.window for layer in spec.layers)
+    cache = checkpoint.kv_cache_format.precision if checkpoint.kv_cache_format else "bf16"
     return {
         "model": checkpoint.name,
         "architecture": spec.family,
@@ -48,6 +55,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bytes": sum(num_bytes.values()),
         "bytes_by_precision": dict(num_bytes.most_common()),
         "bits_per_parameter": round(8 * sum(num_bytes.values()) / checkpoint.num_parameters, 2),
+        "quantization": _quantization(checkpoint),
         "layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
@@ -56,7 +64,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "vocab_size": spec.vocab_size,
         "context_length": spec.max_position_embeddings,
-        "kv_bytes_per_token": spec.kv_bytes_per_token(2),
+        "kv_cache": cache,
+        "kv_bytes_per_token": spec.kv_bytes_per_token(_CACHE_BYTES[cache]),
         "rope": _rope(checkpoint),
         "sliding_windows": {str(window): count for window, count in windows.items() if window is not None},
         "full_attention_layers": windows[None],
@@ -64,6 +73,23 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
         "chat_template": tokenizer.has_chat_template,
         "eos_token_ids": list(spec.eos_token_ids),
+    }
+
+
+def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The method, how many linears have each scheme, and how many have none."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        return None
+    from tightpack.checkpoints.quantized_tensors import linear_names
+
+    schemes = Counter(quantization.linears.values())
+    return {
+        "method": quantization.method,
+        "linears_by_scheme": dict(schemes.most_common()),
+        "linears_unquantized": sum(
+            name not in quantization.linears for name in linear_names(checkpoint.spec)
+        ),
     }
 
 
@@ -99,6 +125,8 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_row("weights", f"{_size(facts['bytes'])}, {facts['bits_per_parameter']} bits a parameter")
     for precision, num_bytes in facts["bytes_by_precision"].items():
         table.add_row(f"  {precision}", f"{_size(num_bytes)}  ({num_bytes / facts['bytes']:.1%})")
+    if facts["quantization"]:
+        table.add_row("quantization", _schemes(facts["quantization"]))
     table.add_section()
     table.add_row("layers", f"{facts['layers']}")
     table.add_row("hidden, MLP", f"{facts['hidden_size']:,}, {facts['intermediate_size']:,}")
@@ -114,13 +142,21 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_row("context", f"{facts['context_length']:,} tokens")
     whole = facts["kv_bytes_per_token"] * facts["context_length"]
     table.add_row(
-        "KV cache", f"{_size(facts['kv_bytes_per_token'])} a token in bf16, {_size(whole)} a full context"
+        "KV cache",
+        f"{_size(facts['kv_bytes_per_token'])} a token in {facts['kv_cache']}, {_size(whole)} a full context",
     )
     table.add_section()
     table.add_row("tokenizer", f"{facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} tokens")
     table.add_row("ends at", ", ".join(map(str, facts["eos_token_ids"])) or "nothing")
     table.add_row("chat template", "yes" if facts["chat_template"] else "no")
     Console().print(table)
+
+
+def _schemes(quantization: dict[str, Any]) -> str:
+    lines = [f"{scheme} in {count} linears" for scheme, count in quantization["linears_by_scheme"].items()]
+    if quantization["linears_unquantized"]:
+        lines.append(f"none in {quantization['linears_unquantized']}")
+    return "\n".join([quantization["method"], *(f"  {line}" for line in lines)])
 
 
 def _attention(facts: dict[str, Any]) -> str:

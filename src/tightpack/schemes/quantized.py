@@ -48,13 +48,16 @@ class DenseWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntWeight:
-    """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g], g = group_of_input[k], or k // group_size.
+    """W[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g] + minimums[n, g], g = group_of_input[k], or
+    k // group_size.
 
     codes: int8 [outputs, inputs], one code a byte. Symmetric: -2^(bits-1) .. 2^(bits-1) - 1 and zeros None.
         Asymmetric: zeros is given, codes and zeros are 0 .. 2^bits - 1 (uint8).
     scales: float32 [outputs, groups], values as stored (usually exact in fp16 or bf16).
     group_size: inputs that share a scale; equal to inputs for one scale an output channel.
     group_of_input: int32 [inputs] where groups are not contiguous (GPTQ's desc_act), else None.
+    minimums: float32 [outputs, groups] where a group's offset is no multiple of its scale (GGUF's Q4_1); then
+        zeros is None and codes are 0 .. 2^bits - 1.
     """
 
     codes: NDArray[Any]
@@ -63,6 +66,7 @@ class IntWeight:
     bits: Literal[4, 8]
     group_size: int
     group_of_input: NDArray[np.int32] | None = None
+    minimums: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,12 +75,13 @@ class IntWeight:
 
     @property
     def symmetric(self) -> bool:
-        return self.zeros is None
+        return self.zeros is None and self.minimums is None
 
     @property
     def num_bytes(self) -> int:
         zeros = 0 if self.zeros is None else self.zeros.size * self.bits // 8
-        return self.codes.size * self.bits // 8 + self.scales.size * 2 + zeros
+        minimums = 0 if self.minimums is None else self.minimums.size * 2
+        return self.codes.size * self.bits // 8 + self.scales.size * 2 + zeros + minimums
 
     def dequantize(self) -> NDArray[np.float32]:
         inputs = self.codes.shape[1]
@@ -86,7 +91,10 @@ class IntWeight:
         codes = self.codes.astype(np.float32)
         if self.zeros is not None:
             codes -= self.zeros[:, groups].astype(np.float32)
-        return codes * self.scales[:, groups]
+        values: NDArray[np.float32] = codes * self.scales[:, groups]
+        if self.minimums is not None:
+            values += self.minimums[:, groups]
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +132,17 @@ class ActivationFormat:
 
     precision: "int8" (symmetric, -127 .. 127) or "fp8" (E4M3, saturating at +-448).
     scale: a static scale of the whole tensor (input = codes * scale); None: dynamic, from the values.
-    per: of a dynamic scale: "token" (one a row) or "tensor".
+    per: of a dynamic scale: "token" (one a row), "tensor", or "group" (one for each group_size neighbouring
+        inputs of a row: DeepSeek-V3's 128, beside weights in 128 x 128 blocks).
     outlier_threshold: LLM.int8's (Dettmers et al. 2022): columns with an absolute value at or above it are
         computed in 16 bits with the dequantized weight; None for none.
     """
 
     precision: Literal["int8", "fp8"]
     scale: float | None = None
-    per: Literal["token", "tensor"] = "token"
+    per: Literal["token", "tensor", "group"] = "token"
     outlier_threshold: float | None = None
+    group_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
