@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -152,6 +153,7 @@ def test_a_bounded_queue_holds_back_an_offline_job_without_losing_any(llm: LLM) 
         ({"prompt_ids": [1]}, SamplingParams(), TypeError, "did you mean 'prompt_token_ids'"),
         ({"prompt_token_ids": [1] * 512}, SamplingParams(), ValueError, "512 tokens, and max_model_len=512"),
         (["a", "b"], [SamplingParams()], ValueError, "2 prompts came with 1 sampling_params"),
+        ("a", {"temperature": 0}, TypeError, "it takes SamplingParams"),
         ("a", SamplingParams(logit_bias={99999: 1}), ValueError, "logit_bias holds token id 99999"),
     ],
 )
@@ -171,6 +173,8 @@ def test_what_cannot_run_is_refused_before_anything_runs(
         ({"dtype": "bfloat"}, ValueError, "did you mean 'bfloat16'"),
         ({"policy": "continous"}, ValueError, "did you mean 'continuous'"),
         ({"gpu_memory_utilization": 1.5}, ValueError, "gpu_memory_utilization must be in"),
+        ({"max_num_seqs": "3"}, TypeError, "max_num_seqs must be an integer, got '3'"),
+        ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
         ({"max_model_len": 10**6}, ValueError, "beyond the 8192 positions"),
         ({"model": "no-such-model"}, ValueError, "no-such-model"),
     ],
@@ -187,6 +191,7 @@ def async_llm(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill"))
     engine = AsyncLLM()
     yield engine
+    engine._finalizer.detach()  # the executor is the other tests'
     engine._thread.close()
 
 
@@ -210,6 +215,19 @@ async def test_leaving_a_stream_early_frees_its_blocks(async_llm: AsyncLLM) -> N
     assert async_llm.engine.loop.policy.kv_usage == 0
     with pytest.raises(RuntimeError, match="draining"):
         await anext(async_llm.stream("more", SamplingParams()))
+
+
+async def test_a_forgotten_engine_ends_its_thread(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("continuous"))
+    closed: list[bool] = []
+    monkeypatch.setattr(type(llm.engine.executor), "close", lambda self: closed.append(True))
+    forgotten = AsyncLLM()
+    thread = forgotten._thread
+    assert [part async for part in forgotten.stream("a", SamplingParams(max_tokens=1))]
+    del forgotten
+    gc.collect()
+    assert not thread.is_running
+    assert closed == [True]
 
 
 async def test_errors_come_with_the_first_item(async_llm: AsyncLLM) -> None:

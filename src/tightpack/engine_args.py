@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
 from tightpack.architectures.model_spec import ModelSpec
-from tightpack.requests.arguments import refuse_unknown, strict_keywords
+from tightpack.requests.arguments import as_float, as_int, nearest_hint, refuse_unknown, strict_keywords
 from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.scheduling.registry import POLICY_NAMES
 
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+KV_CACHE_DTYPES = (*DTYPES, "fp8", "fp8_e4m3", "int8")
+# What a checkpoint may be, and what an unquantized one can become as it is loaded.
+CHECKPOINT_METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "gguf")
+ON_LOAD_METHODS = ("int8", "w8a8", "llm.int8", "int4", "fp8")
+QUANTIZATIONS = tuple(dict.fromkeys((*CHECKPOINT_METHODS, *ON_LOAD_METHODS)))
+LLM_INT8_THRESHOLD = 6.0
 # Prompt tokens that share a step with the decodes under chunked prefill. A CPU computes one to two thousand
 # prompt tokens a second, so 256 keep the others' gap near 0.2 s; a GPU needs more to be busy.
 CHUNK_BUDGET = {"cpu": 256, "cuda": 2048}
+
+_INTEGERS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "num_blocks",
+    "seed",
+    "max_queue",
+    "num_threads",
+)
 
 
 @strict_keywords
@@ -29,7 +45,14 @@ class EngineArgs:
     served_model_name: the name clients use; the model's own when None.
     dtype: of weights and activations; "auto" is float16 for a checkpoint stored so, else bfloat16.
     device: "auto" takes CUDA where there is one.
-    kv_cache_dtype: "auto" takes dtype.
+    quantization: what the checkpoint's quantization must be ("awq", "gptq", "compressed-tensors", "fp8",
+        "bitsandbytes", "gguf"), or how to quantize an unquantized one on loading: "int8" (weights alone, a
+        scale a channel), "w8a8" (and int8 activations, a scale a token), "llm.int8", "int4" (weights alone,
+        round to nearest in groups), "fp8" (a scale a channel, and FP8 activations with a scale a token). The
+        embedding and the head stay as they are. None takes the checkpoint as it is.
+    llm_int8_threshold: activations of at least this magnitude stay in 16 bits under "llm.int8".
+    kv_cache_dtype: "auto" takes the checkpoint's, or else dtype. "fp8" is E4M3 with the checkpoint's
+        calibrated scales, or scale 1; "int8" has those, or a scale for each token and head.
     gpu_memory_utilization: the share of the device's memory that weights, activations and KV cache may fill.
     max_num_seqs: requests a step at the most (the batch size of `static` and `dynamic`).
     max_num_batched_tokens: tokens a step at the most.
@@ -49,6 +72,8 @@ class EngineArgs:
     served_model_name: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str | None = None
+    llm_int8_threshold: float = LLM_INT8_THRESHOLD
     kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float = 0.90
     max_num_seqs: int = 32
@@ -64,22 +89,27 @@ class EngineArgs:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
+        for name in _INTEGERS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_int(name, getattr(self, name)))
+        for name in ("llm_int8_threshold", "gpu_memory_utilization", "max_wait"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_float(name, getattr(self, name)))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        if self.quantization is not None:
+            _one_of("quantization", self.quantization, QUANTIZATIONS)
+        if not 0 < self.llm_int8_threshold < float("inf"):
+            raise ValueError(f"llm_int8_threshold must be above 0, got {self.llm_int8_threshold}")
+        if self.llm_int8_threshold != LLM_INT8_THRESHOLD and self.quantization != "llm.int8":
+            raise ValueError("llm_int8_threshold has a meaning with quantization='llm.int8' only")
         _one_of("policy", self.policy, POLICY_NAMES)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
-        for name in (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "max_model_len",
-            "block_size",
-            "num_blocks",
-            "max_queue",
-        ):
+        for name in _INTEGERS:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if name != "seed" and value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.max_wait is not None and self.max_wait < 0:
             raise ValueError(f"max_wait must be 0 seconds or more, got {self.max_wait}")
@@ -132,6 +162,4 @@ def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(valid)}"
-        raise ValueError(f"{name}={value!r} is not known; {hint}")
+        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(str(value), valid)}")

@@ -8,8 +8,9 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from tightpack.engine_args import (
     resolve_max_model_len,
     resolve_max_num_batched_tokens,
 )
+from tightpack.on_load import with_quantization
 from tightpack.progress import progress_bar
 from tightpack.requests.prompts import Message, Prompt, as_conversations, as_prompt_list, text_or_token_ids
 from tightpack.requests.request import Request
@@ -77,7 +79,7 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
     ModuleNotFoundError that says what to install where PyTorch is needed and absent.
     """
     started = time.monotonic()
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = with_quantization(open_checkpoint(args.model), args)
     max_model_len = resolve_max_model_len(args, checkpoint.spec)
     opened = time.monotonic()
     executor = _make_executor(checkpoint, args, max_model_len)
@@ -95,7 +97,7 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
 def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
     try:
         from tightpack.torch_backend.executor import TorchExecutor
-        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
+        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype, resolve_kv_cache
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -104,14 +106,10 @@ def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int)
         ) from error
     device = resolve_device(args.device)
     dtype = resolve_dtype(args.dtype, checkpoint)
-    if args.kv_cache_dtype != "auto" and resolve_dtype(args.kv_cache_dtype, checkpoint) != dtype:
-        raise ValueError(
-            f"kv_cache_dtype={args.kv_cache_dtype!r} differs from the weights' dtype, {dtype}; "
-            "this executor keeps both alike: leave it 'auto'"
-        )
     return TorchExecutor(
         checkpoint,
         dtype=dtype,
+        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, dtype),
         device=device,
         block_size=args.block_size,
         num_blocks=args.num_blocks,
@@ -225,10 +223,15 @@ class LLM:
             each = [sampling_params or SamplingParams()] * len(listed)
         else:
             each = list(sampling_params)
+        wrong = next((p for p in each if not isinstance(p, SamplingParams)), None)
+        if wrong is not None:
+            raise TypeError(f"sampling_params holds {wrong!r}; it takes SamplingParams, one or one each")
         if len(each) != len(listed):
             raise ValueError(
                 f"{len(listed)} prompts came with {len(each)} sampling_params; give one, or one each"
             )
+        if not listed:
+            return []
         now = self.engine.loop.clock.now()
         collectors, streams, pending = [], {}, []
         for prompt, params in zip(listed, each, strict=True):
@@ -319,6 +322,8 @@ class AsyncLLM:
         self._maker = _RequestMaker(self.engine)
         self._thread = EngineThread(self.engine.loop)
         self._draining = False
+        # Whoever drops it without `close` (a notebook's cell run again) gets the memory back.
+        self._finalizer = weakref.finalize(self, _shut_down, self._thread, self.engine.executor)
 
     @property
     def args(self) -> EngineArgs:
@@ -391,8 +396,7 @@ class AsyncLLM:
 
     def close(self) -> None:
         """Stop the engine thread and free the executor."""
-        self._thread.close()
-        self.engine.executor.close()
+        self._finalizer()
 
     def _make(
         self, prompt: Prompt, params: SamplingParams, request_id: str | None, service_class: ServiceClass
@@ -422,8 +426,17 @@ class AsyncLLM:
                 if delta.finish_reason is not None:
                     del unfinished[event.request_id]
                     if event.finish_reason is None:
-                        self._thread.abort([event.request_id])  # a stop string, which the loop cannot see
+                        self._abort([event.request_id])  # a stop string, which the loop cannot see
                 yield delta
         finally:
-            if unfinished and self._thread.is_running:
-                self._thread.abort(unfinished)
+            if unfinished:
+                self._abort(unfinished)
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        with suppress(RuntimeError):  # a closed engine has no requests
+            self._thread.abort(request_ids)
+
+
+def _shut_down(thread: EngineThread, executor: Executor) -> None:
+    thread.close()
+    executor.close()

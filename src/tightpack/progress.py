@@ -25,7 +25,8 @@ def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Advan
         TimeElapsedColumn(),
     )
     tokens_so_far = 0
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total, rate=0.0)
 
         def advance(finished: int, tokens: int) -> None:

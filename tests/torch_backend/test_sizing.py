@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend import sizing
+from tightpack.torch_backend.rounded_kv_cache import describe, unrounded
 
 
 @pytest.fixture
@@ -25,15 +27,27 @@ def count(llama, monkeypatch):
             "max_num_batched_tokens": 64,
             "max_model_len": 250,
         }
-        return sizing.default_num_blocks(llama.checkpoint.spec, **(defaults | options))
+        given = defaults | options
+        given.setdefault("kv_format", unrounded(given["dtype"]))
+        return sizing.default_num_blocks(llama.checkpoint.spec, **given)
 
     return blocks
 
 
 def test_a_block_holds_keys_and_values_of_all_layers(llama):
     spec = llama.checkpoint.spec
-    assert sizing.kv_block_bytes(spec, 16, torch.float32) == 2 * 3 * 2 * 16 * 16 * 4
-    assert sizing.kv_block_bytes(spec, 16, torch.bfloat16) == 2 * 3 * 2 * 16 * 16 * 2
+    for dtype in (torch.float32, torch.bfloat16):
+        assert sizing.kv_block_bytes(spec, 16, unrounded(dtype)) == 2 * 3 * 2 * 16 * 16 * dtype.itemsize
+
+
+def test_eight_bits_a_number_and_four_bytes_a_dynamic_scale(llama, count):
+    spec, bare = llama.checkpoint.spec, 2 * 3 * 2 * 16 * 16
+    assert sizing.kv_block_bytes(spec, 16, KVCacheFormat(precision="fp8")) == bare
+    assert sizing.kv_block_bytes(spec, 16, KVCacheFormat(precision="int8")) == bare + 2 * 3 * 2 * 16 * 4
+    calibrated = KVCacheFormat(precision="int8", key_scales=(1.0,) * 3, value_scales=(1.0,) * 3)
+    assert sizing.kv_block_bytes(spec, 16, calibrated) == bare
+    assert count(4 * 12288 * 20, dtype=torch.bfloat16, kv_format=KVCacheFormat(precision="fp8")) == 64
+    assert count(4 * 3072 * 63, max_model_len=16, max_num_seqs=99, kv_format=calibrated) == 63
 
 
 def test_no_more_blocks_than_the_requests_can_use(count):
@@ -70,6 +84,23 @@ def test_names_of_dtypes(llama):
     assert sizing.resolve_dtype(torch.float16, llama.checkpoint) == torch.float16
     with pytest.raises(ValueError, match="'int9' is not known; use auto, bfloat16"):
         sizing.resolve_dtype("int9", llama.checkpoint)
+
+
+def test_what_a_cache_name_means(llama):
+    def meant(name, **changes):
+        return sizing.resolve_kv_cache(name, replace(llama.checkpoint, **changes), torch.bfloat16)
+
+    calibrated = KVCacheFormat(precision="fp8", key_scales=(1.0,) * 3, value_scales=(2.0,) * 3)
+    assert describe(meant("auto")) == "bfloat16"
+    assert describe(meant("float32")) == "float32"
+    assert describe(meant("fp8")) == describe(meant("fp8_e4m3")) == "fp8"
+    assert describe(meant("int8")) == "int8 with a scale a token and head"
+    for name in ("auto", "fp8"):
+        assert meant(name, kv_cache_format=calibrated) == calibrated
+    assert meant("int8", kv_cache_format=calibrated) == KVCacheFormat(precision="int8")
+    assert describe(meant("bfloat16", kv_cache_format=calibrated)) == "bfloat16"
+    with pytest.raises(ValueError, match="'int9' is not known"):
+        meant("int9")
 
 
 STORED = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "q4_1": torch.bfloat16, "fp16": torch.float16}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.linear import Linear
-from tightpack.torch_backend.weights import as_tensor, load_weights
+from tightpack.torch_backend.weights import load_weights
 
 CPU = torch.device("cpu")
 

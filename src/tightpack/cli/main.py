@@ -11,8 +11,10 @@ from tightpack.cli.bench import bench
 from tightpack.cli.chat import chat
 from tightpack.cli.convert import convert
 from tightpack.cli.demo import demo
+from tightpack.cli.evaluate import evaluate
 from tightpack.cli.generate import generate
 from tightpack.cli.inspect import inspect
+from tightpack.cli.quantize import quantize
 from tightpack.cli.serve import serve
 
 app = typer.Typer(
@@ -21,10 +23,10 @@ app = typer.Typer(
     "Face directory, a GGUF file or a hub id.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # the drawn tables cut option names at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, chat, serve, inspect, convert, bench):
+for command in (demo, generate, chat, serve, inspect, convert, quantize, evaluate, bench):
     app.command()(command)
 
 

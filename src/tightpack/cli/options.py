@@ -16,7 +16,10 @@ ModelOption = Annotated[
         "--model", metavar="MODEL", help="smollm2-135m, a Hugging Face directory, a GGUF file or a hub id."
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(help="auto (float16 if the checkpoint is, else bfloat16), bfloat16, float16 or float32."),
+]
 QuantizationOption = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption
+from tightpack.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    KVCacheDtypeOption,
+    ModelArgument,
+    QuantizationOption,
+    ThreadsOption,
+    ThresholdOption,
+)
 from tightpack.engine_args import DEFAULT_MODEL, EngineArgs
 
 if TYPE_CHECKING:
@@ -41,7 +49,9 @@ def serve(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    kv_cache_dtype: Annotated[str, typer.Option(help="auto takes --dtype.")] = _DEFAULTS.kv_cache_dtype,
+    quantization: QuantizationOption = None,
+    llm_int8_threshold: ThresholdOption = _DEFAULTS.llm_int8_threshold,
+    kv_cache_dtype: KVCacheDtypeOption = _DEFAULTS.kv_cache_dtype,
     gpu_memory_utilization: Annotated[
         float, typer.Option(help="The share of the device's memory to fill.")
     ] = _DEFAULTS.gpu_memory_utilization,
@@ -83,6 +93,8 @@ def serve(
         served_model_name=served_model_name,
         dtype=dtype,
         device=device,
+        quantization=quantization,
+        llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,
         gpu_memory_utilization=gpu_memory_utilization,
         max_num_seqs=max_num_seqs,

@@ -11,10 +11,12 @@ from torch import Tensor
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
+from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.serving_loop.executor import SampledToken, StepResult
 from tightpack.torch_backend.decoder import Decoder
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.logprobs import token_logprobs
+from tightpack.torch_backend.rounded_kv_cache import describe, make_kv_cache, unrounded
 from tightpack.torch_backend.sampler import sample
 from tightpack.torch_backend.sizing import default_num_blocks
 from tightpack.torch_backend.step_inputs import InputBuilder, StepInputs
@@ -28,6 +30,7 @@ class TorchExecutor:
     """Implements `serving_loop.executor.Executor`.
 
     num_blocks: KV blocks; None takes `sizing.default_num_blocks` once the weights are loaded.
+    kv_cache: what the KV cache holds; None for numbers of `dtype`.
     num_threads: CPU threads of this process's PyTorch; None leaves them as they are.
     """
 
@@ -36,6 +39,7 @@ class TorchExecutor:
         checkpoint: Checkpoint,
         *,
         dtype: torch.dtype,
+        kv_cache: KVCacheFormat | None = None,
         device: torch.device | str,
         block_size: int,
         num_blocks: int | None,
@@ -51,6 +55,9 @@ class TorchExecutor:
         self._device = torch.device(device)
         self._dtype = dtype
         self._max_model_len = max_model_len
+        kv_format = kv_cache or unrounded(dtype)
+        self._kv_cache = describe(kv_format)
+        self._quantization = checkpoint.quantization.method if checkpoint.quantization else "none"
         with torch.inference_mode():
             weights = load_weights(checkpoint, dtype, self._device)
             self._decoder: Decoder | None = Decoder(spec, weights, max_model_len)
@@ -59,13 +66,16 @@ class TorchExecutor:
                     spec,
                     block_size=block_size,
                     dtype=dtype,
+                    kv_format=kv_format,
                     device=self._device,
                     max_num_seqs=max_num_seqs,
                     max_num_batched_tokens=max_num_batched_tokens,
                     max_model_len=max_model_len,
                     gpu_memory_utilization=gpu_memory_utilization,
                 )
-            self._cache: KVCache | None = KVCache(spec, num_blocks, block_size, dtype, self._device)
+            self._cache: KVCache | None = make_kv_cache(
+                spec, num_blocks, block_size, kv_format, dtype, self._device
+            )
         self._inputs = InputBuilder(
             block_size=block_size,
             num_kv_heads=spec.num_kv_heads,
@@ -87,13 +97,13 @@ class TorchExecutor:
     @property
     def description(self) -> Mapping[str, str]:
         on_cpu = self._device.type == "cpu"
-        name = str(self._dtype).removeprefix("torch.")
         return {
             "backend": "torch",
             "torch": torch.__version__,
             "device": "cpu" if on_cpu else torch.cuda.get_device_name(self._device),
-            "dtype": name,
-            "kv_cache_dtype": name,
+            "dtype": _name(self._dtype),
+            "quantization": self._quantization,
+            "kv_cache_dtype": self._kv_cache,
             "threads": str(torch.get_num_threads()),
         }
 
@@ -219,7 +229,7 @@ class TorchExecutor:
         cache.clear(self._inputs.slots_of(chunk))
         outcome.failed[chunk.request.request_id] = (
             f"{what} of tokens {chunk.first_token} to {chunk.first_token + chunk.num_tokens - 1} "
-            f"are not finite in {str(self._dtype).removeprefix('torch.')}"
+            f"are not finite in {_name(self._dtype)}"
         )
 
     def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> tuple[TokenLogprobs, ...]:
@@ -235,6 +245,10 @@ class TorchExecutor:
             counts = [request.params.prompt_logprobs or 0] * (last - first)
             entries += token_logprobs(logits, request.prompt_token_ids[first + 1 : last + 1], counts)
         return tuple(entries)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _Outcome:

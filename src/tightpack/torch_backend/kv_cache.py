@@ -31,7 +31,11 @@ class KVCache:
         self._by_slot = pools.view(spec.num_layers, -1, spec.head_dim).unbind(0)
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
-        """keys_values: [tokens, 2 * num_kv_heads, head_dim]; slots: [tokens * 2 * num_kv_heads]."""
+        """keys_values: [tokens, 2 * num_kv_heads * head_dim]; slots: [tokens * 2 * num_kv_heads].
+
+        A cache that rounds writes back to keys_values what `gather` will give, so that a token attends to
+        itself and its neighbours of the step as to those it finds in the cache.
+        """
         self._by_slot[layer].index_copy_(0, slots, keys_values.reshape(-1, self.head_dim))
 
     def gather(self, layer: int, blocks: Tensor) -> Tensor:

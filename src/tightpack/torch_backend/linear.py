@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+class LinearLayer(Protocol):
+    """Any way to compute a linear."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """x [rows, inputs] to [rows, outputs], in x's dtype."""
 
 
 class Linear:
@@ -16,10 +25,11 @@ class Linear:
     whose weight is needed as a matrix too (a tied embedding) keeps both.
     """
 
-    __slots__ = ("_packed", "bias", "weight")
+    __slots__ = ("_packed", "bias", "dtype", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, keep_plain: bool = False) -> None:
         self.bias = bias
+        self.dtype = weight.dtype
         self._packed = _pack(weight)
         self.weight: Tensor | None = weight if self._packed is None or keep_plain else None
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.schemes.quantized import KVCacheFormat
+from tightpack.torch_backend.rounded_kv_cache import Precision, kv_bytes_per_token, unrounded
 
 _DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -20,6 +24,8 @@ _DTYPES = {
     "fp32": torch.float32,
     "float": torch.float32,
 }
+
+_EIGHT_BITS: Mapping[str, Precision] = MappingProxyType({"fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"})
 
 # On a CPU the cache may take this much and no more than a quarter of what is free: other programs live there.
 _CPU_CACHE_BYTES = 4 * 2**30
@@ -42,6 +48,23 @@ def resolve_dtype(name: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtyp
     return torch.float16 if mostly in ("fp16", "f16") else torch.bfloat16
 
 
+def resolve_kv_cache(name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> KVCacheFormat:
+    """What the cache holds. name: "auto", a float's name as `resolve_dtype` takes it, "fp8" or "int8".
+
+    "auto" is what the checkpoint states, else the decoder's dtype. Scales are the checkpoint's where it has
+    calibrated some for this precision. Else fp8 is kept as it is (scale 1, as vLLM has it), and int8 has a
+    scale for each token and head. Raises ValueError for unknown names.
+    """
+    stated = checkpoint.kv_cache_format
+    if name == "auto" and stated is not None:
+        return stated
+    if name in _EIGHT_BITS:
+        wanted = KVCacheFormat(precision=_EIGHT_BITS[name])
+    else:
+        wanted = unrounded(dtype if name == "auto" else resolve_dtype(name, checkpoint))
+    return stated if stated is not None and stated.precision == wanted.precision else wanted
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """ "auto" is CUDA where a GPU can be used, else the CPU. Raises ValueError for what is not there."""
     if name == "auto":
@@ -59,9 +82,9 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def kv_block_bytes(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
+def kv_block_bytes(spec: ModelSpec, block_size: int, kv_format: KVCacheFormat) -> int:
     """Bytes that one block takes in the caches of all layers."""
-    return spec.kv_bytes_per_token(dtype.itemsize) * block_size
+    return kv_bytes_per_token(spec, kv_format) * block_size
 
 
 def default_num_blocks(
@@ -69,13 +92,14 @@ def default_num_blocks(
     *,
     block_size: int,
     dtype: torch.dtype,
+    kv_format: KVCacheFormat,
     device: torch.device,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int,
     gpu_memory_utilization: float = 0.9,
 ) -> int:
-    """KV blocks to allocate; call it when the weights are loaded.
+    """KV blocks to allocate; call it when the weights are loaded. dtype: of the decoder.
 
     No more than max_num_seqs requests of max_model_len tokens could use. On CUDA, what gpu_memory_utilization
     of the device leaves beside what is in use and an estimate of a step's activations; on a CPU, the lesser
@@ -90,7 +114,7 @@ def default_num_blocks(
     else:
         budget = min(_CPU_CACHE_BYTES, _CPU_CACHE_SHARE * _free_memory())
         remedy = "lower max_model_len or give num_blocks"
-    block_bytes = kv_block_bytes(spec, block_size, dtype)
+    block_bytes = kv_block_bytes(spec, block_size, kv_format)
     fitting = max(0, int(budget // block_bytes))
     if fitting < blocks_a_request:
         raise MemoryError(
@@ -109,7 +133,7 @@ def _step_bytes(
     activations = max_num_batched_tokens * widths * dtype.itemsize
     logits = 4 * max_num_seqs * spec.vocab_size * 4
     layer_kv = spec.kv_bytes_per_token(dtype.itemsize) // spec.num_layers
-    gathered = 2 * max_num_seqs * max_model_len * layer_kv
+    gathered = 3 * max_num_seqs * max_model_len * layer_kv
     masks = 2 * max_num_batched_tokens * max_model_len * dtype.itemsize
     return activations + logits + gathered + masks
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.checkpoint import Checkpoint
-from tightpack.torch_backend.linear import Linear
+from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.linear import Linear, LinearLayer
+from tightpack.torch_backend.quantized_weights import RowOrder, build_linear, stack_rows
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
 
 
@@ -25,13 +24,13 @@ class LayerWeights:
     """
 
     attention_norm: Tensor
-    qkv: Linear
+    qkv: LinearLayer
     qk_norm: Tensor | None
-    output: Linear
+    output: LinearLayer
     attention_post_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: LinearLayer
+    down: LinearLayer
     mlp_post_norm: Tensor | None
 
 
@@ -40,18 +39,7 @@ class DecoderWeights:
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    head: Linear
-
-
-def as_tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor over the array's memory, for reading; float32, float16 or ml_dtypes.bfloat16."""
-    array = np.ascontiguousarray(array)
-    with warnings.catch_warnings():
-        # The file is mapped read-only, which torch cannot express; nobody writes to this view.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+    head: LinearLayer
 
 
 def load_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
@@ -61,7 +49,7 @@ def load_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     embedding = loader.stacked(["model.embed_tokens.weight"])
     layers = tuple(_load_layer(loader, spec, index) for index in range(spec.num_layers))
     if spec.tied_embeddings:
-        head = Linear(embedding, keep_plain=True)
+        head: LinearLayer = Linear(embedding, keep_plain=True)
     else:
         head = loader.linear(["lm_head"], bias=False)
     return DecoderWeights(embedding, layers, loader.norm("model.norm"), head)
@@ -96,32 +84,38 @@ def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
     )
 
 
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
+
+
 class _Loader:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
-        self.shapes = checkpoint.spec.tensor_shapes()
 
-    def stacked(self, names: Sequence[str], interleave: tuple[int, int] = (0, 0)) -> Tensor:
-        """The tensors one below the other, cast and copied once into place.
+    def stacked(self, names: Sequence[str], orders: Sequence[RowOrder] = (_as_it_is,)) -> Tensor:
+        """The tensors one below the other, cast to the decoder's dtype."""
+        sources = [as_tensor(self.checkpoint.read(name)) for name in names]
+        ordered = [order(source) for order, source in zip(orders, sources, strict=True)]
+        return stack_rows(ordered, self.dtype, self.device)
 
-        interleave: (head_dim, n) reorders the head dimensions of the first n of them.
-        """
-        rows = [self.shapes[name][0] for name in names]
-        out = torch.empty((sum(rows), *self.shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        start = 0
-        for position, (name, count) in enumerate(zip(names, rows, strict=True)):
-            source = as_tensor(self.checkpoint.read(name))
-            if position < interleave[1]:
-                source = interleave_heads(source, interleave[0])
-            out[start : start + count].copy_(source)
-            start += count
-        return out
-
-    def linear(self, names: Sequence[str], *, bias: bool, interleave: tuple[int, int] = (0, 0)) -> Linear:
-        weight = self.stacked([f"{name}.weight" for name in names], interleave)
-        return Linear(weight, self.stacked([f"{name}.bias" for name in names], interleave) if bias else None)
+    def linear(
+        self, names: Sequence[str], *, bias: bool, interleave: tuple[int, int] = (0, 0)
+    ) -> LinearLayer:
+        """Linears of one input. interleave: (head_dim, n) reorders the head dimensions of the first n."""
+        head_dim, count = interleave
+        orders = [
+            partial(interleave_heads, head_dim=head_dim) if i < count else _as_it_is
+            for i in range(len(names))
+        ]
+        return build_linear(
+            [self.checkpoint.read_linear(name) for name in names],
+            orders,
+            self.stacked([f"{name}.bias" for name in names], orders) if bias else None,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def norm(self, name: str) -> Tensor:
         """The effective weight; float32 where an offset would otherwise be lost to rounding."""

@@ -1,0 +1,162 @@
+"""`tightpack evaluate`: perplexity, KL divergence and top-1 agreement on a text."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tightpack.cli.options import DeviceOption, ModelArgument, ThreadsOption
+
+if TYPE_CHECKING:
+    from tightpack.evaluation.comparison import Quality
+
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="The original; without it only the perplexity is measured."),
+]
+TextOption = Annotated[
+    Path, typer.Option(metavar="FILE", help='Plain text, or JSON Lines (.jsonl) with a "text" field.')
+]
+SamplesOption = Annotated[
+    int | None, typer.Option(min=1, help="Sequences to measure.  [default: all after --skip]")
+]
+LengthOption = Annotated[int, typer.Option(min=2, help="Tokens a sequence.")]
+SkipOption = Annotated[
+    int, typer.Option(help="Sequences to leave out at the start; --skip=-64 takes the last 64.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Of dense weights and activations: float32, bfloat16 or float16.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="OUT.json", help="Write the results to this file.")
+]
+
+
+def evaluate(
+    model: ModelArgument,
+    text: TextOption,
+    reference: ReferenceOption = None,
+    samples: SamplesOption = None,
+    sequence_length: LengthOption = 512,
+    skip: SkipOption = 0,
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+    num_threads: ThreadsOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Measure perplexity and, against a reference, KL(reference‖model) in nats and top-1 agreement.
+
+    The text is cut in sequences, each read from an empty context. Both models run side by side in the torch
+    executor, in float32 unless told otherwise, so that the difference is the checkpoint's and not the
+    arithmetic's.
+
+    Example: `tightpack evaluate ./model-4bit --reference ./model --text held-out.txt --samples 64`
+    """
+    from rich.console import Console
+
+    from tightpack.cli.bench import check_writable
+
+    check_writable(json_path)
+    status = Console(stderr=True)
+    started = time.monotonic()
+    names = [model] if reference is None else [model, reference]
+    with status.status(f"evaluating {' against '.join(names)}"):
+        quality, model_name = _measure(
+            model, reference, text, samples, sequence_length, skip, dtype, device, num_threads
+        )
+    _show(Console(), model_name, quality)
+    if json_path is not None:
+        arguments = {
+            "model": model,
+            "reference": reference,
+            "text": str(text),
+            "samples": samples,
+            "sequence_length": sequence_length,
+            "skip": skip,
+            "dtype": dtype,
+            "device": device,
+        }
+        _write(json_path, arguments, quality, time.monotonic() - started)
+        status.print(f"wrote {json_path}", highlight=False, soft_wrap=True)
+
+
+def _measure(
+    model: str,
+    reference: str | None,
+    text: Path,
+    samples: int | None,
+    sequence_length: int,
+    skip: int,
+    dtype: str,
+    device: str,
+    num_threads: int | None,
+) -> tuple[Quality, str]:
+    from contextlib import ExitStack
+
+    from tightpack.calibration.text import read_text
+    from tightpack.checkpoints.open import open_checkpoint
+    from tightpack.evaluation.comparison import measure
+    from tightpack.evaluation.sequence_logits import SequenceLogits
+    from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
+
+    checkpoint = open_checkpoint(model)
+    original = None if reference is None else open_checkpoint(reference)
+    if original is not None and original.spec.vocab_size != checkpoint.spec.vocab_size:
+        raise ValueError(
+            f"{model} has a vocabulary of {checkpoint.spec.vocab_size} and {reference} of "
+            f"{original.spec.vocab_size}: their distributions cannot be compared"
+        )
+    # The reference's tokenizer would give the same ids; the judged model's is the one that must be right.
+    sequences = read_text(text, checkpoint.tokenizer).sequences(sequence_length, skip=skip, count=samples)
+    where = resolve_device(device)
+    with ExitStack() as stack:
+
+        def logits(of: Any) -> SequenceLogits:
+            return stack.enter_context(
+                SequenceLogits(
+                    of,
+                    sequence_length=sequence_length,
+                    dtype=resolve_dtype(dtype, of),
+                    device=where,
+                    num_threads=num_threads,
+                )
+            )
+
+        own = logits(checkpoint).each(sequences)
+        other = None if original is None else logits(original).each(sequences)
+        return measure(sequences, own, other), checkpoint.name
+
+
+def _show(console: Any, name: str, quality: Quality) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=name, title_style="bold", box=box.ROUNDED, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(justify="right")
+    table.add_row("perplexity", f"{quality.perplexity:.3f}")
+    if quality.kl is not None:
+        table.add_row("reference's perplexity", f"{quality.reference_perplexity:.3f}")
+        table.add_row("KL(reference‖model), nats", f"{quality.kl:.5f}")
+        table.add_row("top-1 agreement", f"{quality.top1_agreement:.4f}")
+    table.add_row("tokens", f"{quality.tokens:,}")
+    table.add_row("seconds", f"{quality.seconds:.1f}")
+    console.print(table)
+
+
+def _write(path: Path, arguments: dict[str, Any], quality: Quality, seconds: float) -> None:
+    import dataclasses
+    import json
+
+    from tightpack.benchmarking.machine import describe_machine
+
+    report = {
+        "arguments": arguments,
+        **dataclasses.asdict(quality),
+        "seconds_in_all": seconds,
+        "machine": describe_machine(),
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
