@@ -1,0 +1,48 @@
+"""Codes improved one column at a time, after a first solution is there.
+
+GPTQ chooses a column's codes knowing only columns before it; once all are chosen, each can be chosen again
+given all others. This is coordinate descent as in QuantEase (Behdin et al. 2023, arXiv:2309.01885), from
+where GPTQ left off.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tightpack.calibration.integer_grid import IntegerGrid
+
+
+def descend(
+    weight: Tensor, hessian: Tensor, codes: Tensor, grid: IntegerGrid, order: Tensor, *, block: int = 128
+) -> Tensor:
+    """One sweep over the columns in `order`: each gets the codes of least e^T H e, all other columns held.
+
+    weight, codes: float32 [outputs, inputs]. hessian: float32 [inputs, inputs], its diagonal above 0.
+    grid: of shape [outputs, inputs], a column each (`IntegerGrid.of_columns`). order: int64 [inputs].
+    Returns codes [outputs, inputs]; no row's e^T H e is higher than before, but for float32's rounding.
+    """
+    # In the order of the sweep, input by input, so that the column at hand is contiguous.
+    scales = grid.scales[:, order].T.contiguous()
+    zeros = None if grid.zeros is None else grid.zeros[:, order].T.contiguous()
+    hessian = hessian[order][:, order]
+    found = codes[:, order].T.contiguous()
+    values = IntegerGrid(scales, zeros, grid.bits).values(found)
+    # What each column's error, with that of the columns it is correlated with, asks of it: H (w - w').
+    wanted = hessian @ (weight[:, order].T - values)
+    curvature = hessian.diagonal().tolist()
+    for first in range(0, len(order), block):
+        last = min(first + block, len(order))
+        moves = torch.empty_like(values[first:last])
+        for index in range(first, last):
+            one = IntegerGrid(scales[index], None if zeros is None else zeros[index], grid.bits)
+            found[index] = one.codes(values[index] + wanted[index] / curvature[index])
+            move = moves[index - first]
+            torch.sub(one.values(found[index]), values[index], out=move)
+            if index + 1 < last:
+                wanted[index + 1 : last].addr_(hessian[index, index + 1 : last], move, alpha=-1.0)
+        if last < len(order):
+            wanted[last:].addmm_(hessian[first:last, last:].T, moves, alpha=-1.0)
+    result = torch.empty_like(codes)
+    result[:, order] = found.T
+    return result

@@ -1,0 +1,82 @@
+"""What a run will take, foretold before it starts: peak memory, disk, time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from tightpack.architectures.model_spec import ModelSpec
+from tightpack.calibration.config import QuantizationRecipe
+from tightpack.calibration.site_quantizer import wants_hessian
+
+# Work beside the products that are counted: attention, statistics, the search for scales and ranges.
+_OVERHEAD = 1.6
+# What Python, PyTorch and its libraries hold before any tensor.
+_BASE_BYTES = 400 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """memory_bytes: of this process, at the peak. disk_bytes: of progress kept in DIR.partial."""
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def estimate(
+    spec: ModelSpec,
+    recipe: QuantizationRecipe,
+    evaluation_samples: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Estimate:
+    """Good to a factor of about two: the machine's speed is measured on one product of a tenth of a
+    second."""
+    config = recipe.config
+    shapes = spec.tensor_shapes()
+    layer = sum(
+        shape[0] * shape[1]
+        for name, shape in shapes.items()
+        if name.startswith("model.layers.0.") and len(shape) == 2
+    )
+    wide = max(spec.intermediate_size, spec.num_heads * spec.head_dim)
+    tokens = config.samples * config.sequence_length if recipe.needs_text else 0
+    judged = evaluation_samples * config.sequence_length
+    hessians = 3 * 4 * wide**2 if recipe.needs_text and wants_hessian(config) else 0
+    logits = 6 * config.sequence_length * spec.vocab_size * 4
+    head = spec.vocab_size * spec.hidden_size * (4 + 4 + dtype.itemsize)
+    activations = tokens * (spec.hidden_size + wide) * dtype.itemsize
+    states = 2 * judged * spec.hidden_size * dtype.itemsize
+    memory = _BASE_BYTES + max(activations + 4 * 4 * layer + hessians, states + 2 * head + logits)
+    operations = 2.0 * tokens * layer * spec.num_layers
+    if hessians:
+        squares = 2 * spec.hidden_size**2 + (spec.num_heads * spec.head_dim) ** 2 + spec.intermediate_size**2
+        operations += 2.0 * tokens * squares * spec.num_layers
+    operations += 2 * 2.0 * judged * (layer * spec.num_layers + spec.vocab_size * spec.hidden_size)
+    disk = tokens * spec.hidden_size * dtype.itemsize * 2 + 2 * layer * spec.num_layers
+    return Estimate(int(memory), int(disk), _OVERHEAD * operations / _operations_per_second(dtype, device))
+
+
+def _operations_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    size = 4096 if device.type == "cuda" else 768
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has held in memory at the most so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

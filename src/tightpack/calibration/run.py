@@ -1,0 +1,278 @@
+"""The run: a decoder layer at a time, each site calibrated on what the quantized ones before it produce.
+
+Only one layer's weights are in memory, and the activations of all calibration sequences, which stay in host
+memory and go to the device in batches. Order inside a layer ("true sequential"): q, k and v; o; gate and up;
+down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tightpack.calibration.applied_linear import applied_linear
+from tightpack.calibration.awq import query_heads_of_values
+from tightpack.calibration.config import QuantizationRecipe
+from tightpack.calibration.folding import divide_rows, fold_into_norm, of_value_rows
+from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk, mlp_norm
+from tightpack.calibration.resume import LayerResult
+from tightpack.calibration.site_quantizer import input_scales, quantize_site, wants_hessian
+from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
+from tightpack.calibration.statistics import InputStatistics
+from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
+from tightpack.torch_backend.arrays import as_tensor
+
+QKV, OUTPUT, GATE_UP, DOWN = SITES
+
+
+class LayerRun:
+    """Quantizes one layer. `quantize` is called once.
+
+    activations: [sequences, tokens, hidden_size] before the layer, in host memory; after `quantize`, what the
+        quantized layer made of them. None for methods that round weights alone.
+    """
+
+    def __init__(
+        self, walk: Walk, recipe: QuantizationRecipe, index: int, activations: Tensor | None
+    ) -> None:
+        self._walk, self._recipe, self._index, self._x = walk, recipe, index, activations
+        self._prefix = f"model.layers.{index}."
+        self._linears: dict[str, QuantizedLinear] = {}
+        self._tensors: dict[str, NDArray[Any]] = {}
+        self._errors: dict[str, float] = {}
+        self._schemes: dict[str, str] = {}
+        self._key_magnitude = 0.0
+        self._value_magnitudes: Tensor | None = None
+
+    def quantize(self) -> LayerResult:
+        if self._x is None:
+            for site in SITES:
+                self._round_alone(site)
+        else:
+            self._calibrate(self._x)
+        return LayerResult(
+            linears=self._linears,
+            tensors=self._tensors,
+            errors=self._errors,
+            schemes=self._schemes,
+            key_magnitude=self._key_magnitude,
+            value_magnitude=0.0 if self._value_magnitudes is None else float(self._value_magnitudes.max()),
+        )
+
+    def _round_alone(self, site: Site) -> None:
+        weights, scheme = self._weights(site), self._recipe.scheme(self._index, site)
+        self._keep(site, scheme, weights, self._quantized(site, scheme, weights, None, None))
+        for name, weight in weights.items():
+            rounded = as_tensor(self._linears[name].weight.dequantize()).to(weight.device)
+            self._errors[name] = _relative(rounded - weight, weight)
+
+    def _calibrate(self, x: Tensor) -> None:
+        walk, spec = self._walk, self._walk.spec
+        layer = walk.layer(self._index)
+        wide = spec.num_heads * spec.head_dim
+
+        self._calibrate_after_norm(QKV, layer, "input_layernorm", x)
+        q, k, v = self._applied(QKV)
+        mixed = torch.empty(*x.shape[:2], wide, dtype=x.dtype)
+        for rows, (part,) in walk.batches(x):
+            normed = layer.attention_input(part)
+            queries, keys, values = q(normed), k(normed), v(normed)
+            mixed[rows] = layer.attend(queries, keys, values, self._watch_cache).cpu()
+        tied = query_heads_of_values(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        scales = self._calibrate_after_linear(OUTPUT, mixed, QKV.names(self._index)[2], tied)
+        if scales is not None:
+            mixed /= scales.cpu().to(mixed.dtype)
+            if self._value_magnitudes is not None:
+                self._value_magnitudes /= of_value_rows(scales, tied)
+        (o,) = self._applied(OUTPUT)
+        for rows, (part, inputs) in walk.batches(x, mixed):
+            x[rows] = layer.after_attention(part, o(inputs)).cpu()
+        del mixed
+
+        self._calibrate_after_norm(GATE_UP, layer, mlp_norm(spec), x)
+        gate, up = self._applied(GATE_UP)
+        hidden = torch.empty(*x.shape[:2], spec.intermediate_size, dtype=x.dtype)
+        for rows, (part,) in walk.batches(x):
+            normed = layer.mlp_input(part)
+            hidden[rows] = layer.gated(gate(normed), up(normed)).cpu()
+
+        scales = self._calibrate_after_linear(DOWN, hidden, GATE_UP.names(self._index)[1], None)
+        if scales is not None:
+            hidden /= scales.cpu().to(hidden.dtype)
+        (down,) = self._applied(DOWN)
+        for rows, (part, inputs) in walk.batches(x, hidden):
+            x[rows] = layer.after_mlp(part, down(inputs)).cpu()
+
+    def _calibrate_after_norm(self, site: Site, layer: DecoderLayer, norm: str, x: Tensor) -> None:
+        """A site whose input is the norm of `x`, whose weight takes the scales."""
+        inputs_of = layer.attention_input if site is QKV else layer.mlp_input
+        weights, scheme = self._weights(site), self._recipe.scheme(self._index, site)
+        if scheme.precision == "dense":
+            self._keep_dense(site, weights)
+            return
+        inputs = (inputs_of(part) for _, (part,) in self._walk.batches(x))
+        statistics, sample = self._watch(weights, inputs)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, None)
+        divided = sample
+        if scales is not None:
+            full = f"{self._prefix}{norm}.weight"
+            stored, scales = fold_into_norm(
+                self._walk.checkpoint.read(full), scales, self._walk.spec.norm_weight_offset
+            )
+            self._tensors[full] = stored
+            layer.set_norm(norm, stored)
+            divided = sample / scales.to(sample.dtype)
+        quantized = self._quantized(site, scheme, weights, statistics, scales)
+        self._judge(site, scheme, weights, quantized, sample, divided)
+
+    def _calibrate_after_linear(
+        self, site: Site, inputs: Tensor, before: str, tied: Tensor | None
+    ) -> Tensor | None:
+        """A site whose input is linear in the outputs of `before`, whose rows take the scales: returns
+        those."""
+        weights, scheme = self._weights(site), self._recipe.scheme(self._index, site)
+        if scheme.precision == "dense":
+            self._keep_dense(site, weights)
+            return None
+        batches = (part for _, (part,) in self._walk.batches(inputs))
+        statistics, sample = self._watch(weights, batches)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, tied)
+        divided = sample
+        if scales is not None:
+            divided = sample / scales.to(sample.dtype)
+        quantized = self._quantized(site, scheme, weights, statistics, scales)
+        self._judge(site, scheme, weights, quantized, sample, divided)
+        if scales is not None:
+            rows = scales if tied is None else of_value_rows(scales, tied)
+            self._linears[before] = divide_rows(self._linears[before], rows)
+            bias = self._bias(before)
+            if bias is not None:
+                self._tensors[f"{before}.bias"] = (bias / rows.cpu()).numpy().astype(ml_dtypes.bfloat16)
+        return scales
+
+    def _watch(
+        self, weights: Mapping[str, Tensor], batches: Iterator[Tensor]
+    ) -> tuple[InputStatistics, Tensor]:
+        """Statistics of a site's inputs, and the first batch of them."""
+        width = next(iter(weights.values())).shape[1]
+        hessian = wants_hessian(self._recipe.config)
+        statistics = InputStatistics(width, hessian=hessian, device=self._walk.device)
+        sample = None
+        for batch in batches:
+            sample = batch if sample is None else sample
+            statistics.add(batch)
+        assert sample is not None
+        return statistics, sample
+
+    def _quantized(
+        self,
+        site: Site,
+        scheme: SiteScheme,
+        weights: Mapping[str, Tensor],
+        statistics: InputStatistics | None,
+        scales: Tensor | None,
+    ) -> dict[str, QuantizedLinear]:
+        if scheme.precision == "dense":
+            return {name: self._dense(name) for name in weights}
+        return quantize_site(self._recipe.config, scheme, weights, statistics, scales)
+
+    def _judge(
+        self,
+        site: Site,
+        scheme: SiteScheme,
+        weights: Mapping[str, Tensor],
+        quantized: Mapping[str, QuantizedLinear],
+        sample: Tensor,
+        divided: Tensor,
+    ) -> None:
+        """Measure the outputs' relative error on a batch, activations' rounding included; keep the site, or
+        with fp8_fallback its original where the error is too large."""
+        errors = {}
+        for name, weight in weights.items():
+            exact = sample.float().reshape(-1, weight.shape[1]) @ weight.T
+            apply = applied_linear(quantized[name], None, dtype=sample.dtype, device=self._walk.device)
+            made = apply(divided).reshape(exact.shape).float()
+            errors[name] = _relative(made - exact, exact)
+        threshold = self._recipe.config.fp8_fallback
+        if threshold is not None and not max(errors.values()) <= threshold:
+            self._keep_dense(site, weights)
+            return
+        self._keep(site, scheme, weights, quantized)
+        self._errors |= errors
+
+    def _keep(
+        self,
+        site: Site,
+        scheme: SiteScheme,
+        weights: Mapping[str, Tensor],
+        quantized: Mapping[str, QuantizedLinear],
+    ) -> None:
+        self._linears |= quantized
+        self._schemes |= dict.fromkeys(weights, scheme.label)
+
+    def _keep_dense(self, site: Site, weights: Mapping[str, Tensor]) -> None:
+        self._keep(site, DENSE, weights, {name: self._dense(name) for name in weights})
+        self._errors |= dict.fromkeys(weights, 0.0)
+
+    def _dense(self, name: str) -> QuantizedLinear:
+        return QuantizedLinear(DenseWeight(self._walk.checkpoint.read(f"{name}.weight")))
+
+    def _weights(self, site: Site) -> dict[str, Tensor]:
+        """Float32 [outputs, inputs] on the device, by full name."""
+        return {
+            name: as_tensor(self._walk.checkpoint.read(f"{name}.weight")).to(self._walk.device, torch.float32)
+            for name in site.names(self._index)
+        }
+
+    def _bias(self, name: str) -> Tensor | None:
+        full = f"{name}.bias"
+        if full not in self._walk.spec.tensor_shapes():
+            return None
+        return as_tensor(self._walk.checkpoint.read(full)).float()
+
+    def _applied(self, site: Site) -> list[Apply]:
+        return [
+            linear_of(self._walk, name, self._linears[name], self._bias(name))
+            for name in site.names(self._index)
+        ]
+
+    def _watch_cache(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Magnitudes of what the cache holds: of values by row of their projection, which scales may yet
+        divide."""
+        if self._recipe.config.kv_cache_dtype != "auto":
+            self._key_magnitude = max(self._key_magnitude, float(keys.abs().max()))
+            rows = values.abs().amax((0, 1)).reshape(-1).float()
+            seen = self._value_magnitudes
+            self._value_magnitudes = rows if seen is None else torch.maximum(seen, rows)
+        return keys, values
+
+
+def linear_of(walk: Walk, name: str, linear: QuantizedLinear, bias: Tensor | None) -> Apply:
+    """A linear of a layer as the walk applies it; name: its full name."""
+    rotated = name.endswith(("q_proj", "k_proj"))
+    return applied_linear(
+        linear, bias, dtype=walk.dtype, device=walk.device, head_dim=walk.spec.head_dim if rotated else None
+    )
+
+
+def _relative(error: Tensor, exact: Tensor) -> float:
+    """Frobenius norms; 0 for a matrix of zeros."""
+    size = float(exact.norm())
+    return float(error.norm()) / size if size else 0.0
+
+
+def run_layers(
+    walk: Walk,
+    recipe: QuantizationRecipe,
+    sequences: NDArray[np.int64] | None,
+) -> Iterator[LayerResult]:
+    """Every layer in order, without storing anything: for tests and small models in memory."""
+    with torch.inference_mode():
+        x = None if sequences is None else walk.embed(sequences)
+        for index in range(walk.spec.num_layers):
+            yield LayerRun(walk, recipe, index, x).quantize()

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tightpack.calibration.llm_int8 import int8_channels, llm_int8_activation, outlier_columns
+
+
+@pytest.mark.parametrize("group_size", [None, 16])
+def test_every_row_or_group_has_its_own_scale(weight, group_size):
+    rounded = int8_channels(weight, group_size=group_size)
+    size = group_size or 64
+    for row, one in enumerate(weight.double().numpy()):
+        for first in range(0, 64, size):
+            members = one[first : first + size]
+            scale = float(np.float16(np.abs(members).max() / 127))
+            expected = np.clip(np.rint(members / scale), -127, 127)
+            np.testing.assert_array_equal(rounded.codes[row, first : first + size], expected)
+            assert rounded.scales[row, first // size] == np.float32(scale)
+    assert rounded.symmetric
+    assert rounded.group_size == size
+    assert rounded.codes.dtype == np.int8
+
+
+def test_codes_are_chosen_against_scales_of_eight_bits(weight):
+    coarse = int8_channels(weight, scale_dtype=torch.bfloat16)
+    inside = np.abs(weight.numpy()) < 126 * coarse.scales
+    error = np.abs(coarse.dequantize() - weight.numpy())
+    assert (error <= 0.5001 * coarse.scales)[inside].all()
+
+
+def test_outliers_are_the_inputs_that_reach_the_threshold():
+    absmax = torch.tensor([0.1, 6.0, 5.99, 80.0])
+    assert outlier_columns(absmax).tolist() == [1, 3]
+    assert outlier_columns(absmax, threshold=100.0).tolist() == []
+    assert llm_int8_activation(4.5).outlier_threshold == 4.5
+    with pytest.raises(ValueError, match="threshold must be above 0"):
+        outlier_columns(absmax, threshold=0.0)
