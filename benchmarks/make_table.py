@@ -18,14 +18,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- policies-table: begin -->"
 END = "<!-- policies-table: end -->"
+DATE = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 
 Run = Mapping[str, Any]
 
 
 def newest_result(results: Path) -> Path:
-    dated = sorted(results.glob("[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]-policies.json"))
+    return newest(results, f"{DATE}-policies.json", "benchmarks/policies.sh makes one")
+
+
+def newest(results: Path, pattern: str, remedy: str) -> Path:
+    """The last by name of the dated results that match `pattern`. Raises ValueError where there is none."""
+    dated = sorted(results.glob(pattern))
     if not dated:
-        raise ValueError(f"{results} holds no YYYY-MM-DD-policies.json; benchmarks/policies.sh makes one")
+        raise ValueError(f"{results} holds no {pattern.replace(DATE, 'YYYY-MM-DD')}; {remedy}")
     return dated[-1]
 
 
@@ -40,11 +46,15 @@ def render(report: Mapping[str, Any], source: str) -> str:
 
 def replace_table(readme: str, table: str) -> str:
     """The README with what stands between the markers replaced. Raises ValueError without both, in order."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"the README needs these two lines once each, in this order:\n{BEGIN}\n{END}")
-    head, rest = readme.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+    return replace_between(readme, table, BEGIN, END, "README")
+
+
+def replace_between(text: str, table: str, begin: str, end: str, name: str = "document") -> str:
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the {name} needs these two lines once each, in this order:\n{begin}\n{end}")
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
 def _caption(report: Mapping[str, Any], source: str) -> str:

@@ -1,8 +1,11 @@
-"""Fixtures that several folders share: the bundled model, loaded once."""
+"""Fixtures that several folders share: the bundled model, loaded once; tiny random checkpoints and texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +18,79 @@ def llm() -> Iterator[LLM]:
     engine = LLM(model="smollm2-135m", dtype="float32", max_model_len=512, max_num_seqs=8, num_blocks=256)
     yield engine
     engine.engine.executor.close()
+
+
+TINY_VOCABULARY = 96
+TINY: dict[str, Any] = {
+    "vocab_size": TINY_VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TINY_GEMMA: dict[str, Any] = {
+    "head_dim": 16,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's name to a directory with a random bf16 checkpoint of three layers, made once."""
+    made: dict[str, Path] = {}
+
+    def get(family: str = "llama") -> Path:
+        if family not in made:
+            made[family] = _save_tiny_model(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 words of the tiny models' vocabulary, each narrowing the next, so that inputs are correlated."""
+    draw, word, words = random.Random(0), 5, []
+    for _ in range(1200):
+        word = (word * 7 + draw.choice((1, 2, 3))) % (TINY_VOCABULARY - 4) + 4
+        words.append(f"w{word}")
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
+
+
+def _save_tiny_model(directory: Path, family: str) -> Path:
+    """Norms, biases and scores lie away from what they start as."""
+    import tokenizers
+    import torch
+    import transformers
+
+    configs: dict[str, Callable[[], Any]] = {
+        "llama": lambda: transformers.LlamaConfig(**TINY, tie_word_embeddings=True),
+        "mistral": lambda: transformers.MistralConfig(**TINY, sliding_window=7, head_dim=16),
+        "qwen2": lambda: transformers.Qwen2Config(**TINY),
+        "qwen3": lambda: transformers.Qwen3Config(**TINY, head_dim=32),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**{**TINY, **TINY_GEMMA}),
+    }
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(configs[family]()).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn_like(tensor) * (0.2 if tensor.dim() == 1 else 0.1))
+    model.to(torch.bfloat16).save_pretrained(directory)
+    words = {f"w{token}": token for token in range(TINY_VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory

@@ -6,14 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tightpack.calibration.config import QuantizationConfig
     from tightpack.llm import LLM, AsyncLLM
+    from tightpack.quantization import quantize
     from tightpack.requests.sampling_params import SamplingParams
 
-__all__ = ["LLM", "AsyncLLM", "SamplingParams"]
+__all__ = ["LLM", "AsyncLLM", "QuantizationConfig", "SamplingParams", "quantize"]
 
 _HOMES = {
     "LLM": "tightpack.llm",
     "AsyncLLM": "tightpack.llm",
+    "QuantizationConfig": "tightpack.calibration.config",
+    "quantize": "tightpack.quantization",
     "SamplingParams": "tightpack.requests.sampling_params",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, Literal, cast
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.calibration.group_size import default_group_size
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
-from tightpack.requests.arguments import strict_keywords
+from tightpack.requests.arguments import nearest_hint, strict_keywords
 from tightpack.schemes.quantized import ActivationFormat
 
 Method = Literal["rtn", "awq", "gptq", "awq-gptq", "smoothquant", "llm.int8", "int8", "fp8"]
@@ -67,7 +66,7 @@ class QuantizationConfig:
     ignore: tuple[str, ...] = ("lm_head",)
     clip: Literal["minmax", "mse"] = "minmax"
     smoothing: float = 0.5
-    damping: float = 0.01
+    damping: float = 0.05
     outlier_threshold: float = 6.0
     fp8_fallback: float | None = None
     kv_cache_dtype: Literal["auto", "fp8", "int8"] = "auto"
@@ -268,9 +267,7 @@ def _matcher(pattern: str) -> Any:
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(valid)}"
-        raise ValueError(f"{name}={value!r} is not known; {hint}")
+        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(value, valid)}")
 
 
 def config_as_json(config: QuantizationConfig) -> dict[str, Any]:

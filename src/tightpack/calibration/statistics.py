@@ -66,8 +66,8 @@ class InputStatistics:
         return self._absmax.clone()
 
     def _add_products(self, total: Tensor, tokens: Tensor) -> None:
-        """total += x x^T in strips of columns from the diagonal down: a quarter less work, and the largest part
-        of what calibration takes."""
+        """total += x x^T in strips of columns from the diagonal down: a quarter less work, and this is the
+        largest part of what calibration takes."""
         strip = max(_STRIP, self.inputs // 4)
         for first in range(0, self.inputs, strip):
             last = min(first + strip, self.inputs)

@@ -1,0 +1,405 @@
+"""`quantize`: a checkpoint in, a smaller one and what it cost out. The place that puts the run, the
+evaluation and the engine together."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tightpack.benchmarking.machine import describe_machine
+from tightpack.calibration.config import QuantizationConfig, QuantizationRecipe, config_as_json, resolve
+from tightpack.calibration.estimate import Estimate, estimate, peak_memory
+from tightpack.calibration.kv_scales import kv_scale
+from tightpack.calibration.layer_walk import Walk
+from tightpack.calibration.report import LinearReport, QuantizationReport
+from tightpack.calibration.resume import LayerResult, Progress, fingerprint, saved_layers
+from tightpack.calibration.run import LayerRun
+from tightpack.calibration.sensitivity import assign_schemes
+from tightpack.calibration.text import read_text, text_prefix
+from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.checkpoints.model_files import refuse_occupied
+from tightpack.checkpoints.open import open_checkpoint
+from tightpack.checkpoints.quantized_writer import write_quantized
+from tightpack.evaluation.comparison import Quality, measure
+from tightpack.evaluation.streamed_logits import streamed_logits
+from tightpack.llm import LLM
+from tightpack.requests.sampling_params import SamplingParams
+from tightpack.schemes.quantized import KVCacheFormat, QuantizedLinear
+from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
+
+_SMOKE_PROMPT = "The capital of France is"
+_SMOKE_TOKENS = 24
+
+
+class QualityError(ValueError):
+    """A result that is not saved: not finite, or further from the original than asked for."""
+
+
+class Observer(Protocol):
+    """Told how a run goes. Calls come in this order, `layer` once a layer."""
+
+    def phase(self, what: str) -> None: ...
+
+    def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
+
+    def layer(self, index: int, count: int, result: LayerResult) -> None: ...
+
+
+class _Silent:
+    def phase(self, what: str) -> None: ...
+
+    def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
+
+    def layer(self, index: int, count: int, result: LayerResult) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """calibration: int64 [samples, length], None where the method takes none. Sources are for the report."""
+
+    calibration: NDArray[np.int64] | None
+    held_out: NDArray[np.int64]
+    calibration_source: str
+    held_out_source: str
+
+
+def quantize(
+    model: str,
+    output: str | Path,
+    config: QuantizationConfig | None = None,
+    *,
+    calibration: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> QuantizationReport:
+    """Quantize `model` into the directory `output`, and measure it against the original on held-out text.
+
+    config: or its fields as keyword arguments (`options`), for example method="gptq", group_size=64.
+    calibration: a text or JSON Lines file. The first `samples` sequences are calibrated on and the last
+        `evaluation_samples` measured on; None lets the model write both itself, from `seed`.
+    evaluation: a file to measure on instead.
+    resume: go on with an unfinished run of the same arguments.
+
+    `output` is whole once it exists. Until then progress is in `output`.partial. Raises ValueError for what
+    cannot run, and QualityError, with the worst layers, where the result is not finite or its KL divergence
+    above `max_kl`; nothing is written then but the progress, so that a resumed run with another max_kl can
+    save."""
+    if config is not None and options:
+        raise TypeError(f"give config or its fields, not both: {', '.join(options)}")
+    config = config or QuantizationConfig(**options)
+    observer = observer or _Silent()
+    directory = Path(output).expanduser().absolute()
+    refuse_occupied(directory)
+    progress = Progress(directory.with_name(directory.name + ".partial"))
+    if progress.directory.exists() and not resume:
+        progress.refuse()
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    _refuse_quantized(checkpoint)
+    recipe = resolve(config, checkpoint.spec)
+    longest = checkpoint.spec.max_position_embeddings
+    if config.sequence_length > longest:
+        raise ValueError(
+            f"sequence_length={config.sequence_length} is beyond the {longest} positions of {checkpoint.name}"
+        )
+    device = resolve_device(config.device)
+    dtype = _calculation_dtype(config, checkpoint, device)
+    texts = _texts(model, checkpoint, recipe, calibration, evaluation, observer)
+    seconds = {"text": time.perf_counter() - started}
+    observer.planned(recipe, estimate(checkpoint.spec, recipe, len(texts.held_out), dtype, device))
+    identity = fingerprint(checkpoint, recipe, texts.calibration)
+    progress.resume(identity) if resume else progress.begin(identity)
+    walk = Walk(checkpoint, config.sequence_length, dtype, device)
+    started = time.perf_counter()
+    try:
+        if config.target_bits is not None:
+            recipe = _mixed(walk, recipe, texts.calibration, progress, observer)
+        _run_layers(walk, recipe, texts.calibration, progress, observer)
+    except ValueError:
+        progress.discard()  # what the model or its text made impossible stays so
+        raise
+    seconds["quantize"] = time.perf_counter() - started
+    try:
+        observer.phase("writing")
+        written = progress.directory / "checkpoint"
+        shutil.rmtree(written, ignore_errors=True)
+        linears = _write(checkpoint, recipe, progress, written)
+        observer.phase("measuring quality on held-out text")
+        quality = _quality(checkpoint, written, texts.held_out, device)
+        seconds["evaluate"] = quality.seconds
+        _refuse_poor(quality, linears, config.max_kl, progress.directory)
+        observer.phase("generating a few tokens")
+        smoke = _smoke_test(written, str(config.device))
+    except QualityError:
+        shutil.rmtree(progress.directory / "checkpoint", ignore_errors=True)
+        raise
+    parameters = sum(linear.parameters for linear in linears)
+    report = QuantizationReport(
+        model=checkpoint.name,
+        output=directory.name,
+        recipe=recipe.label,
+        config=config_as_json(recipe.config),
+        calibration_text=texts.calibration_source,
+        held_out_text=texts.held_out_source,
+        linears=linears,
+        quality=dataclasses.asdict(quality),
+        smoke_test=smoke,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(),
+        bits_per_weight=8 * sum(linear.num_bytes for linear in linears) / parameters,
+        machine=describe_machine(),
+        versions=_versions(),
+    )
+    (written / "tightpack_report.json").write_text(report.as_json(), encoding="utf-8")
+    (written / "README.md").write_text(report.as_readme(), encoding="utf-8")
+    if directory.exists():
+        directory.rmdir()  # empty: it was looked at before
+    written.rename(directory)
+    progress.discard()
+    return report
+
+
+def _mixed(
+    walk: Walk,
+    recipe: QuantizationRecipe,
+    sequences: NDArray[np.int64] | None,
+    progress: Progress,
+    observer: Observer,
+) -> QuantizationRecipe:
+    """The recipe with a precision for each site, measured once a run."""
+    schemes = progress.load_schemes()
+    if schemes is None:
+        assert sequences is not None
+        observer.phase("measuring each layer's sensitivity")
+        schemes = assign_schemes(walk, recipe, sequences)
+        progress.save_schemes(schemes)
+    return replace(recipe, schemes=schemes)
+
+
+def _run_layers(
+    walk: Walk,
+    recipe: QuantizationRecipe,
+    sequences: NDArray[np.int64] | None,
+    progress: Progress,
+    observer: Observer,
+) -> None:
+    count, first = walk.spec.num_layers, progress.layers_done
+    with torch.inference_mode():
+        x = None if sequences is None else walk.embed(sequences)
+        if first and x is not None and first < count:
+            progress.restore_activations(x)
+        for index in range(first, count):
+            result = LayerRun(walk, recipe, index, x).quantize()
+            progress.save(index, result, x)
+            observer.layer(index, count, result)
+
+
+def _write(
+    checkpoint: Checkpoint, recipe: QuantizationRecipe, progress: Progress, directory: Path
+) -> list[LinearReport]:
+    count = checkpoint.spec.num_layers
+    overrides: dict[str, NDArray[Any]] = {}
+    magnitudes: list[tuple[float, float]] = []
+    linears = []
+    for result in saved_layers(progress, count):
+        overrides |= result.tensors
+        magnitudes.append((result.key_magnitude, result.value_magnitude))
+        for name, linear in result.linears.items():
+            outputs, inputs = linear.weight.shape
+            linears.append(
+                LinearReport(
+                    name=name,
+                    scheme=result.schemes[name],
+                    relative_error=result.errors[name],
+                    num_bytes=linear.weight.num_bytes,
+                    parameters=outputs * inputs,
+                )
+            )
+
+    def each() -> Iterator[tuple[str, QuantizedLinear]]:
+        for result in saved_layers(progress, count):
+            yield from result.linears.items()
+
+    config = recipe.config
+    write_quantized(
+        checkpoint,
+        each(),
+        overrides,
+        directory,
+        layout=config.layout or "compressed-tensors",
+        kv_cache_format=_kv_format(config, magnitudes),
+    )
+    return linears
+
+
+def _kv_format(config: QuantizationConfig, magnitudes: list[tuple[float, float]]) -> KVCacheFormat | None:
+    precision = config.kv_cache_dtype
+    if precision == "auto":
+        return None
+    return KVCacheFormat(
+        precision=precision,
+        key_scales=tuple(kv_scale(keys, precision) for keys, _ in magnitudes),
+        value_scales=tuple(kv_scale(values, precision) for _, values in magnitudes),
+    )
+
+
+def _quality(
+    original: Checkpoint,
+    written: Path,
+    sequences: NDArray[np.int64],
+    device: torch.device,
+) -> Quality:
+    """Of what was written, read back, in float32 whatever it was calibrated in. Layers are streamed, so that
+    both models may be larger than memory."""
+    judged = open_checkpoint(str(written))
+    return measure(
+        sequences,
+        streamed_logits(judged, sequences, device=device),
+        streamed_logits(original, sequences, device=device),
+    )
+
+
+def _refuse_poor(quality: Quality, linears: list[LinearReport], max_kl: float | None, progress: Path) -> None:
+    assert quality.kl is not None
+    worst = sorted(linears, key=lambda linear: -linear.relative_error)[:5]
+    named = ", ".join(f"{linear.name} ({linear.scheme}): {linear.relative_error:.3f}" for linear in worst)
+    if not quality.is_finite:
+        raise QualityError(
+            f"the quantized model's logits are not finite; nothing was saved. Largest errors: {named}"
+        )
+    if max_kl is not None and quality.kl > max_kl:
+        raise QualityError(
+            f"KL divergence {quality.kl:.4f} is above max_kl={max_kl:g}; nothing was saved. Largest relative "
+            f"errors: {named}. Leave these in 16 bits with --ignore, take a smaller group or more bits, or "
+            f"--resume with a higher --max-kl (progress is in {progress})"
+        )
+
+
+def _texts(
+    model: str,
+    checkpoint: Checkpoint,
+    recipe: QuantizationRecipe,
+    calibration: str | Path | None,
+    evaluation: str | Path | None,
+    observer: Observer,
+) -> _Texts:
+    config, tokenizer = recipe.config, checkpoint.tokenizer
+    length = config.sequence_length
+    samples = config.samples if recipe.needs_text else 0
+    judged = config.evaluation_samples
+    if calibration is None and (samples or evaluation is None):
+        wanted = samples + (judged if evaluation is None else 0)
+        observer.phase(f"the model writes {wanted} x {length} tokens to calibrate and measure on")
+        written = _own_text(model, checkpoint, config, wanted)
+        source = f"written by the model itself, seed {config.seed}"
+        parts = written[:samples], written[samples:]
+        if evaluation is None:
+            return _Texts(parts[0] if samples else None, parts[1], source, source)
+        held_out, name = _held_out(Path(evaluation), checkpoint, length, judged)
+        return _Texts(parts[0], held_out, source, name)
+    calibrating = None
+    source = "none: the method rounds weights alone"
+    if calibration is not None and (samples or evaluation is None):
+        text = read_text(Path(calibration), tokenizer)
+        left = text.num_sequences(length) - samples
+        if evaluation is None and left < 1:
+            text.sequences(length, count=samples + 1)  # says how many tokens there are
+        if samples:
+            calibrating = text.sequences(length, count=samples)
+            source = f"the first {samples} x {length} tokens of {Path(calibration).name}"
+        if evaluation is None:
+            judged = min(judged, left)
+            held_out = text.sequences(length, skip=-judged)
+            return _Texts(
+                calibrating, held_out, source, f"the last {judged} x {length} tokens of the same file"
+            )
+    assert evaluation is not None
+    held_out, name = _held_out(Path(evaluation), checkpoint, length, judged)
+    return _Texts(calibrating, held_out, source, name)
+
+
+def _held_out(path: Path, checkpoint: Checkpoint, length: int, count: int) -> tuple[NDArray[np.int64], str]:
+    text = read_text(path, checkpoint.tokenizer)
+    count = max(1, min(count, text.num_sequences(length)))
+    return text.sequences(length, count=count), f"the first {count} x {length} tokens of {path.name}"
+
+
+def _own_text(
+    model: str, checkpoint: Checkpoint, config: QuantizationConfig, count: int
+) -> NDArray[np.int64]:
+    """int64 [count, length], sampled at temperature 1 (as Liu et al. 2023, LLM-QAT, arXiv:2305.17888) from
+    the beginning-of-text token, or from a token drawn at random where the model has none. The same seed and
+    machine give the same tokens."""
+    length, spec = config.sequence_length, checkpoint.spec
+    prefix = list(text_prefix(checkpoint.tokenizer))
+    if not prefix and spec.bos_token_id is not None:
+        prefix = [spec.bos_token_id]
+    draws = np.random.default_rng(config.seed).integers(0, checkpoint.tokenizer.vocab_size, count)
+    llm = LLM(
+        model=model,
+        device=config.device,
+        max_model_len=length + 1 if length < spec.max_position_embeddings else length,
+        max_num_seqs=min(32, count),
+        enable_prefix_caching=False,
+        policy="continuous",
+    )
+    try:
+        prompts = [{"prompt_token_ids": prefix or [int(draws[index])]} for index in range(count)]
+        wanted = length - len(prompts[0]["prompt_token_ids"])
+        params = [
+            SamplingParams(temperature=1.0, max_tokens=wanted, ignore_eos=True, seed=config.seed + index)
+            for index in range(count)
+        ]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        rows = [[*(o.prompt_token_ids or ()), *o.outputs[0].token_ids] for o in outputs]
+    finally:
+        llm.engine.executor.close()
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _smoke_test(directory: Path, device: str) -> dict[str, str]:
+    """A greedy continuation by the engine that will serve it. Raises QualityError where it gives none."""
+    try:
+        llm = LLM(model=str(directory), device=device, max_model_len=64, max_num_seqs=1)
+    except MemoryError as error:
+        return {"skipped": str(error)}
+    try:
+        params = SamplingParams(temperature=0, max_tokens=_SMOKE_TOKENS)
+        tokens = llm.get_tokenizer().encode(_SMOKE_PROMPT) or [0]
+        output = llm.generate({"prompt_token_ids": tokens[:32]}, params, use_tqdm=False)[0].outputs[0]
+    finally:
+        llm.engine.executor.close()
+    if output.finish_reason == "error" or not output.token_ids:
+        raise QualityError("the quantized model generates nothing; nothing was saved")
+    return {"prompt": _SMOKE_PROMPT, "continuation": output.text}
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    found = checkpoint.quantization
+    if found is not None and found.method != "gguf":
+        raise ValueError(f"{checkpoint.name} is quantized already ({found.method}); give the original")
+
+
+def _calculation_dtype(
+    config: QuantizationConfig, checkpoint: Checkpoint, device: torch.device
+) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return resolve_dtype(config.dtype, checkpoint)
+
+
+def _versions() -> Mapping[str, str]:
+    from importlib.metadata import version
+
+    return {"tightpack": version("tightpack"), "torch": torch.__version__, "numpy": np.__version__}
