@@ -67,7 +67,7 @@ class QuantizationReport:
         )
         return f"""# {self.model}, quantized
 
-{self.recipe}; made by [tightpack](https://pypi.org/project/tightpack/) {self.versions.get("tightpack", "")}.
+{self.recipe}; made by tightpack {self.versions.get("tightpack", "")}.
 
 | measured on {quality["sequences"]} x {quality["sequence_length"]} tokens that were not calibrated on | |
 |---|---:|

@@ -186,7 +186,7 @@ def quantize(
                     soft_wrap=True,
                 )
             raise
-    _show(Console(), report)
+    _show(Console(), report, output)
 
 
 class _Bars:
@@ -259,7 +259,7 @@ class _Bars:
         self._progress.update(self._task, completed=index + 1, note=note)
 
 
-def _show(console: Any, report: QuantizationReport) -> None:
+def _show(console: Any, report: QuantizationReport, output: Path) -> None:
     from rich import box
     from rich.table import Table
 
@@ -290,9 +290,7 @@ def _show(console: Any, report: QuantizationReport) -> None:
     else:
         summary.add_row("not generated from", report.smoke_test["skipped"])
     console.print(summary)
-    console.print(
-        f"wrote {report.output}; try: tightpack generate 'Hello' --model {report.output}", highlight=False
-    )
+    console.print(f"wrote {output}; try: tightpack serve {output}", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:
