@@ -29,6 +29,7 @@ lint: $(STAMPS)/package $(STAMPS)/lint
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python benchmarks/make_table.py --check
+	$(VENV)/bin/python benchmarks/quality.py --check
 
 check: lint test
 
