@@ -23,7 +23,7 @@ demo: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model
 test: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model $(STAMPS)/test
 	@$(VENV)/bin/python -m pytest -q
 
-lint: $(STAMPS)/package $(STAMPS)/lint
+lint: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
