@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tightpack.architectures.model_spec import ModelSpec
-from tightpack.requests.arguments import as_float, as_int, nearest_hint, refuse_unknown, strict_keywords
+from tightpack.requests.arguments import as_float, as_int, refuse_unknown, require_one_of, strict_keywords
 from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.scheduling.registry import POLICY_NAMES
 
@@ -95,16 +95,16 @@ class EngineArgs:
         for name in ("llm_int8_threshold", "gpu_memory_utilization", "max_wait"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_float(name, getattr(self, name)))
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("device", self.device, DEVICES)
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("device", self.device, DEVICES)
+        require_one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
-            _one_of("quantization", self.quantization, QUANTIZATIONS)
+            require_one_of("quantization", self.quantization, QUANTIZATIONS)
         if not 0 < self.llm_int8_threshold < float("inf"):
             raise ValueError(f"llm_int8_threshold must be above 0, got {self.llm_int8_threshold}")
         if self.llm_int8_threshold != LLM_INT8_THRESHOLD and self.quantization != "llm.int8":
             raise ValueError("llm_int8_threshold has a meaning with quantization='llm.int8' only")
-        _one_of("policy", self.policy, POLICY_NAMES)
+        require_one_of("policy", self.policy, POLICY_NAMES)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for name in _INTEGERS:
@@ -158,8 +158,3 @@ def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device
         max_wait=max_wait,
         enable_prefix_caching=args.enable_prefix_caching,
     )
-
-
-def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(str(value), valid)}")

@@ -62,10 +62,6 @@ class Workload:
     def num_output_tokens(self) -> int:
         return sum(one.shape.output_len for one in self.requests)
 
-    @property
-    def longest_sequence(self) -> int:
-        return max(one.shape.input_len + one.shape.output_len for one in self.requests)
-
 
 def fixed_lengths(count: int, input_len: int, output_len: int) -> list[tuple[int, int]]:
     """`count` equal (prompt, output) lengths."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.calibration.group_size import default_group_size
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
-from tightpack.requests.arguments import nearest_hint, strict_keywords
+from tightpack.requests.arguments import require_one_of, strict_keywords
 from tightpack.schemes.quantized import ActivationFormat
 
 Method = Literal["rtn", "awq", "gptq", "awq-gptq", "smoothquant", "llm.int8", "int8", "fp8"]
@@ -80,11 +80,11 @@ class QuantizationConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
+        require_one_of("method", self.method, METHODS)
         if self.layout is not None:
-            _one_of("layout", self.layout, LAYOUTS)
-        _one_of("clip", self.clip, ("minmax", "mse"))
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", "fp8", "int8"))
+            require_one_of("layout", self.layout, LAYOUTS)
+        require_one_of("clip", self.clip, ("minmax", "mse"))
+        require_one_of("kv_cache_dtype", self.kv_cache_dtype, ("auto", "fp8", "int8"))
         object.__setattr__(self, "ignore", tuple(self.ignore))
         for name in ("samples", "sequence_length", "evaluation_samples"):
             if getattr(self, name) < 1:
@@ -263,11 +263,6 @@ def _matcher(pattern: str) -> Any:
             raise ValueError(f"ignore pattern {pattern!r}: {error}") from error
         return lambda name: expression.match(name) is not None
     return lambda name: fnmatchcase(name, pattern)
-
-
-def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(value, valid)}")
 
 
 def config_as_json(config: QuantizationConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def int8_channels(
 def outlier_columns(absmax: Tensor, threshold: float = 6.0) -> Tensor:
     """The inputs, int64 ascending, whose largest |x| over calibration tokens reaches `threshold`.
 
-    absmax: [inputs]. At run time outliers are found in each batch; this foretells which, and how many.
+    absmax: [inputs]. At run time outliers are found in each row; this foretells where, and how many.
     """
     check_statistic(absmax, absmax.shape[0], "absmax")
     if threshold <= 0:
@@ -37,5 +37,5 @@ def outlier_columns(absmax: Tensor, threshold: float = 6.0) -> Tensor:
 
 
 def llm_int8_activation(threshold: float = 6.0) -> ActivationFormat:
-    """int8 a token, columns at or above `threshold` in 16 bits."""
+    """int8 a token, entries of a row at or above `threshold` in 16 bits."""
     return ActivationFormat(precision="int8", per="token", outlier_threshold=threshold)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -264,15 +263,3 @@ def _relative(error: Tensor, exact: Tensor) -> float:
     """Frobenius norms; 0 for a matrix of zeros."""
     size = float(exact.norm())
     return float(error.norm()) / size if size else 0.0
-
-
-def run_layers(
-    walk: Walk,
-    recipe: QuantizationRecipe,
-    sequences: NDArray[np.int64] | None,
-) -> Iterator[LayerResult]:
-    """Every layer in order, without storing anything: for tests and small models in memory."""
-    with torch.inference_mode():
-        x = None if sequences is None else walk.embed(sequences)
-        for index in range(walk.spec.num_layers):
-            yield LayerRun(walk, recipe, index, x).quantize()

@@ -35,6 +35,13 @@ def nearest_hint(given: str, valid: Iterable[str], otherwise: str | None = "it m
     return "" if otherwise is None else f"{otherwise} {', '.join(names)}"
 
 
+def require_one_of(name: str, value: str, valid: Iterable[str]) -> None:
+    """Raise ValueError naming the argument and the nearest valid value unless `value` is one of `valid`."""
+    names = list(valid)
+    if value not in names:
+        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(str(value), names)}")
+
+
 def refuse_unknown(owner: str, given: Iterable[str], valid: Iterable[str]) -> None:
     """Raise TypeError naming the first of `given` that is not in `valid`, and the nearest one that is."""
     names = list(valid)

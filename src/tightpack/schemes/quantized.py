@@ -134,8 +134,8 @@ class ActivationFormat:
     scale: a static scale of the whole tensor (input = codes * scale); None: dynamic, from the values.
     per: of a dynamic scale: "token" (one a row), "tensor", or "group" (one for each group_size neighbouring
         inputs of a row: DeepSeek-V3's 128, beside weights in 128 x 128 blocks).
-    outlier_threshold: LLM.int8's (Dettmers et al. 2022): columns with an absolute value at or above it are
-        computed in 16 bits with the dequantized weight; None for none.
+    outlier_threshold: LLM.int8's (Dettmers et al. 2022), decided in each row: entries with an absolute
+        value at or above it are computed in 16 bits with the dequantized weight; None for none.
     """
 
     precision: Literal["int8", "fp8"]
