@@ -21,7 +21,7 @@ public:
 
 private:
     struct Unmap {
-        std::size_t bytes = 0;
+        std::size_t bytes;
         void operator()(std::byte* memory) const;
     };
     std::unique_ptr<std::byte, Unmap> memory_;
