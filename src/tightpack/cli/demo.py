@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tightpack.cli.bench import JsonOption, check_writable
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption
+from tightpack.cli.options import (
+    ActivationDtypeOption,
+    DeviceOption,
+    DtypeOption,
+    ExecutorOption,
+    ModelArgument,
+    ThreadsOption,
+)
 from tightpack.engine_args import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -33,6 +40,8 @@ def demo(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -61,6 +70,8 @@ def demo(
                 model=model,
                 dtype=dtype,
                 device=device,
+                executor=executor,
+                activation_dtype=activation_dtype,
                 num_threads=num_threads,
                 max_num_seqs=max(mixed.max_num_seqs, long_prompt.max_num_seqs),
                 max_model_len=max(mixed.max_model_len, long_prompt.max_model_len),
@@ -82,6 +93,8 @@ def demo(
             "seed": seed,
             "dtype": dtype,
             "device": device,
+            "executor": executor,
+            "activation_dtype": activation_dtype,
             "num_threads": num_threads,
         }
         report = to_json(

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tightpack.cli.options import (
+    ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
@@ -49,6 +51,8 @@ def serve(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     quantization: QuantizationOption = None,
     llm_int8_threshold: ThresholdOption = _DEFAULTS.llm_int8_threshold,
     kv_cache_dtype: KVCacheDtypeOption = _DEFAULTS.kv_cache_dtype,
@@ -93,6 +97,8 @@ def serve(
         served_model_name=served_model_name,
         dtype=dtype,
         device=device,
+        executor=executor,
+        activation_dtype=activation_dtype,
         quantization=quantization,
         llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,
