@@ -49,6 +49,17 @@ class LinearSource(Protocol):
         Raises CheckpointError naming the tensor at fault."""
 
 
+@runtime_checkable
+class BlockSource(Protocol):
+    """What a TensorSource of GGUF tensors offers as well."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]: ...
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes, uint8 [rows, bytes a row]; a view of the file where rows are in its order."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizationInfo:
     """How a checkpoint is quantized.
