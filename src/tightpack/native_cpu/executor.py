@@ -97,6 +97,7 @@ class NativeExecutor:
         )
         self._num_blocks, self._block_size = num_blocks, block_size
         self._max_model_len, self._vocab_size = max_model_len, spec.vocab_size
+        self._most_rows = max(1, _LOGITS_AT_A_TIME // spec.vocab_size)
         self._tables = BlockTables()
         self._sampler = Sampler(self._team)
 
@@ -145,20 +146,20 @@ class NativeExecutor:
         Writes the cache as `execute` does. For evaluation and tests; a serving step never needs them all.
         Raises ValueError for a chunk that cannot be computed.
         """
-        out = np.empty((sum(chunk.num_tokens for chunk in chunks), self._vocab_size), np.float32)
-        row = 0
         for chunk in chunks:
             reason = self._refusal(chunk)
             if reason is not None:
                 raise ValueError(f"request {chunk.request.request_id}: {reason}")
-            for part in self._slices(chunk):
-                logits, sound = self._run([part], [range(part.num_tokens)])
-                if not sound[0]:
-                    raise ValueError(
-                        f"request {chunk.request.request_id}: {_not_finite('activations', part)}"
-                    )
-                out[row : row + part.num_tokens] = logits
-                row += part.num_tokens
+        out = np.empty((sum(chunk.num_tokens for chunk in chunks), self._vocab_size), np.float32)
+        row = 0
+        for parts in self._batches(chunks):
+            logits, sound = self._run(parts, [range(part.num_tokens) for part in parts])
+            for part, finite in zip(parts, sound.tolist(), strict=True):
+                if not finite:
+                    reason = _not_finite("activations", part)
+                    raise ValueError(f"request {part.request.request_id}: {reason}")
+            out[row : row + len(logits)] = logits
+            row += len(logits)
         return out
 
     def profile(self) -> Mapping[str, float]:
@@ -258,10 +259,22 @@ class NativeExecutor:
 
     def _slices(self, chunk: Chunk) -> Iterator[Chunk]:
         """The chunk in parts whose logits are few enough to be held."""
-        most = max(1, _LOGITS_AT_A_TIME // self._vocab_size)
+        most = self._most_rows
         end = chunk.first_token + chunk.num_tokens
         for first in range(chunk.first_token, end, most):
             yield Chunk(chunk.request, first, min(most, end - first), chunk.block_table)
+
+    def _batches(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+        """Slices of the chunks, in order, as many together as `_slices` would take of one."""
+        batch: list[Chunk] = []
+        for chunk in chunks:
+            for part in self._slices(chunk):
+                if batch and sum(p.num_tokens for p in batch) + part.num_tokens > self._most_rows:
+                    yield batch
+                    batch = []
+                batch.append(part)
+        if batch:
+            yield batch
 
     def _run(
         self, chunks: Sequence[Chunk], wanted: Sequence[range]

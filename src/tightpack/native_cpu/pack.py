@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,38 +220,35 @@ class _Packer:
 
 
 def _pack(parts: Sequence[_Part]) -> _native.PackedLinear:
-    """Parts of one layout, one below the other."""
+    """Parts of one layout, one below the other. On one thread: parts are packed side by side."""
     blocks = [part.blocks for part in parts if part.blocks is not None]
     if blocks:
         return _native.pack_gguf(blocks, str(parts[0].layout[1]), parts[0].rounding.width)
     weights = [part.linear.weight for part in parts if part.linear is not None]
     integers = [weight for weight in weights if isinstance(weight, IntWeight)]
     if integers:
-        return _pack_integers(integers)
+        first = integers[0]
+        return _native.pack_int(
+            [(_whole(w.codes), _whole(w.scales), _whole(w.zeros), _whole(w.minimums)) for w in integers],
+            bits=first.bits,
+            group_size=min(first.group_size, first.shape[1]),
+        )
     eights = [weight for weight in weights if isinstance(weight, Fp8Weight)]
     if eights:
-        return _native.pack_fp8(
-            [weight.codes.view(np.uint8) for weight in eights],
-            [weight.scales for weight in eights],
-            [weight.block for weight in eights],
-        )
+        return _native.pack_fp8([(_whole(w.codes).view(np.uint8), _whole(w.scales), w.block) for w in eights])
     return _native.pack_dense([_plain(w.values) for w in weights if isinstance(w, DenseWeight)])
 
 
-def _pack_integers(weights: Sequence[IntWeight]) -> _native.PackedLinear:
-    first = weights[0]
-    zeros = [weight.zeros for weight in weights if weight.zeros is not None]
-    minimums = [weight.minimums for weight in weights if weight.minimums is not None]
-    return _native.pack_int(
-        [weight.codes.view(np.uint8) for weight in weights],
-        [weight.scales for weight in weights],
-        zeros or None,
-        minimums or None,
-        bits=first.bits,
-        group_size=min(first.group_size, first.shape[1]),
-    )
+@overload
+def _whole(array: NDArray[Any]) -> NDArray[Any]: ...
+@overload
+def _whole(array: None) -> None: ...
+def _whole(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Contiguous, as the extension reads it."""
+    return None if array is None else np.ascontiguousarray(array)
 
 
 def _plain(values: NDArray[Any]) -> NDArray[Any]:
     """bfloat16 as its bits in uint16, which is how the extension knows it."""
+    values = np.ascontiguousarray(values)
     return values.view(np.uint16) if values.dtype.name == "bfloat16" else values
