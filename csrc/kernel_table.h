@@ -33,6 +33,9 @@ extern const KernelTable kernels;
 namespace avx512_vnni {
 extern const KernelTable kernels;
 }
+namespace avx512_bf16 {
+extern const KernelTable kernels;
+}
 #endif
 
 const KernelTable& kernel_table(InstructionSet set);
