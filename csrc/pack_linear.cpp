@@ -330,4 +330,33 @@ PackedLinear pack_blocks(const std::vector<BlockPart>& parts, std::int64_t input
     return w;
 }
 
+std::string reason_against(const PackedLinear& weights, const RowFormat& rows) {
+    if (rows.width != weights.inputs) {
+        return "rows of " + std::to_string(rows.width) + " numbers meet weights of " +
+               std::to_string(weights.inputs) + " inputs";
+    }
+    if (rows.codes == RowFormat::Codes::bf16) {
+        if (rows.group != 0 && weights.groups() > 0 && rows.groups() > 1 && rows.group % weights.group != 0 &&
+            weights.group % rows.group != 0) {
+            return "groups of " + std::to_string(rows.group) + " inputs meet weights in groups of " +
+                   std::to_string(weights.group);
+        }
+        return "";
+    }
+    if (weights.codes != PackedLinear::Codes::uint4 && weights.codes != PackedLinear::Codes::uint8) {
+        return "rows of int8 meet weights that are no integers";
+    }
+    if (weights.groups() > 0 && weights.group % rows.group != 0) {
+        return "int8 rows in groups of " + std::to_string(rows.group) + " meet weights in groups of " +
+               std::to_string(weights.group) + ", which must be a multiple";
+    }
+    const bool symmetric = weights.offsets == PackedLinear::Offsets::symmetric;
+    const std::int32_t offset = !symmetric ? 0 : weights.codes == PackedLinear::Codes::uint4 ? 8 : 128;
+    if (rows.weight_offset != offset) {
+        return "weight_offset must be " + std::to_string(offset) + " for these weights, not " +
+               std::to_string(rows.weight_offset);
+    }
+    return "";
+}
+
 }  // namespace tightpack

@@ -51,4 +51,7 @@ struct BlockPart {
 PackedLinear pack_blocks(const std::vector<BlockPart>& parts, std::int64_t inputs, const std::string& precision,
                          int threads);
 
+// Why rows of a format cannot meet these weights, or an empty string.
+std::string reason_against(const PackedLinear& weights, const RowFormat& rows);
+
 }  // namespace tightpack
