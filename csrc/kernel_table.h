@@ -10,6 +10,8 @@
 
 #include "block_formats.h"
 #include "cpu_features.h"
+#include "packed_linear.h"
+#include "rows.h"
 
 namespace tightpack {
 
@@ -21,6 +23,16 @@ struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
     std::array<DequantizeKernel<std::uint16_t>, num_block_formats> dequantize_bf16;
+
+    // Row `row` of `out` from x, float32 [out.format.width].
+    void (*quantize_row)(const float* x, const Rows& out, std::int64_t row);
+    // The products of rows and the outputs of panels, given as [first, last) each. Any split of a product over
+    // calls gives the same bits. Rows of int8 need weights of uint4 or uint8 whose groups (if they have any)
+    // are multiples of the rows'.
+    void (*linear)(const PackedLinear& weights, const Rows& rows, std::int64_t first_row, std::int64_t last_row,
+                   std::int64_t first_panel, std::int64_t last_panel, const LinearOutput& out);
+    // The dequantized weights of one output, float32 [weights.inputs].
+    void (*unpack_output)(const PackedLinear& weights, std::int64_t output, float* out);
 };
 
 namespace portable {
@@ -31,6 +43,9 @@ namespace avx2 {
 extern const KernelTable kernels;
 }
 namespace avx512_vnni {
+extern const KernelTable kernels;
+}
+namespace avx512_bf16 {
 extern const KernelTable kernels;
 }
 #endif

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings.h"
 #include "cpu_features.h"
 #include "dequantize.h"
 
@@ -46,6 +47,8 @@ std::vector<std::string> instruction_sets() {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // Whoever holds a model to the end of the program leaks nothing that matters.
+    nb::set_leak_warnings(false);
     m.doc() = "Compiled CPU kernels, chosen at run time for the instruction set of this machine.";
 
     m.def("instruction_sets", &instruction_sets,
@@ -88,4 +91,6 @@ TypeError where data is no contiguous uint8 vector.)");
 
 Arguments and errors as of dequantize_blocks. Returns the bits as uint16 [count]; view them as
 ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.)");
+
+    tightpack::bind_linears(m);
 }

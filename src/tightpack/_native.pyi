@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 def instruction_sets() -> list[str]:
-    """The instruction sets usable here, best first: of "avx512_vnni", "avx2" and, always last, "portable"."""
+    """The instruction sets usable here, best first: of "avx512_bf16" (that and VNNI), "avx512_vnni", "avx2"
+    and, always last, "portable"."""
 
 def dequantize_blocks(
     data: NDArray[np.uint8],

@@ -1,0 +1,10 @@
+// What each *_bindings.cpp adds to the module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace tightpack {
+
+void bind_linears(nanobind::module_& m);
+
+}  // namespace tightpack
