@@ -223,7 +223,8 @@ def _pack(parts: Sequence[_Part]) -> _native.PackedLinear:
     """Parts of one layout, one below the other. On one thread: parts are packed side by side."""
     blocks = [part.blocks for part in parts if part.blocks is not None]
     if blocks:
-        return _native.pack_gguf(blocks, str(parts[0].layout[1]), parts[0].rounding.width)
+        precision = str(parts[0].layout[1])
+        return _native.pack_gguf(blocks, precision=precision, inputs=parts[0].rounding.width)
     weights = [part.linear.weight for part in parts if part.linear is not None]
     integers = [weight for weight in weights if isinstance(weight, IntWeight)]
     if integers:
