@@ -73,7 +73,8 @@ class RowFormat:
         E4M3, saturating at 448).
     width: numbers a row. group: neighbours that share a scale; 0 for one scale a row.
     static_scale: 0 for a dynamic one, the group's largest magnitude over 127 or 448.
-    outlier_threshold: numbers of at least this magnitude stay exact (LLM.int8, Dettmers et al. 2022); 0: none.
+    outlier_threshold: numbers of at least this magnitude stay exact (LLM.int8, Dettmers et al. 2022); 0 for
+        none.
     weight_offset: for int8 codes, 8 or 128 where the weights are symmetric in 4 or 8 bits, else 0.
     Raises ValueError for what does not go together.
     """
