@@ -157,3 +157,181 @@ def linear(
     A row's numbers have the same bits whatever rows are beside it and however many threads compute.
     Raises ValueError where the format does not suit the weights.
     """
+
+class ThreadTeam:
+    """Threads that stay, shared by programs and the sampler: between pieces of work they spin, then sleep.
+
+    One piece of work at a time: what runs on a team must not be called from two threads at once.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """threads: 1 .. 1024, the caller's included. ValueError outside; RuntimeError where the system refuses."""
+
+    @property
+    def threads(self) -> int: ...
+
+class Value:
+    """What one operation of a `Program` makes and later ones read: a matrix with a row a token of the step.
+
+    Opaque; its memory is the program's, and is used again after the last operation that reads it.
+    """
+
+    @property
+    def width(self) -> int:
+        """Numbers a row."""
+
+class Program:
+    """The forward pass of a decoder, recorded once and replayed for every step.
+
+    The methods named after operations append one each. They work on the residual stream, float32
+    [rows, hidden_size], and on values that earlier ones returned; a row is a token of the step. What does not fit
+    is a ValueError that names both sides. `run` computes a step in one call, without the interpreter lock.
+
+    A row's logits are the same bits whatever other rows the step holds and however many threads there are.
+    """
+
+    def __init__(
+        self,
+        team: ThreadTeam,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        instruction_set: str = "auto",
+        timed: bool = False,
+    ) -> None:
+        """instruction_set: "auto", or one of instruction_sets(). timed: keep the times that `profile` reports
+        (a clock read an operation)."""
+
+    @property
+    def instruction_set(self) -> str: ...
+    @property
+    def operations(self) -> list[str]:
+        """One line an operation, in order, with what it reads and makes."""
+
+    def num_barriers(self, rows: int) -> int:
+        """Times that a step of so many rows makes the threads wait for each other (attention's own left out)."""
+
+    def embed(self, table: PackedLinear, *, scale: float = 1.0) -> None:
+        """The residual stream becomes scale * table[token]. First, and once. table: [vocabulary, hidden_size]."""
+
+    def norm(self, weight: NDArray[np.float32], eps: float, into: RowFormat) -> Value:
+        """x / sqrt(mean(x^2) + eps) * weight of the residual stream (Zhang and Sennrich 2019), rounded into rows.
+
+        weight: float32 [hidden_size], any offset added (Gemma's 1 + w); copied. into.width is hidden_size. Linears
+        that want different formats take a norm each."""
+
+    def quantize(self, values: Value, into: RowFormat) -> Value:
+        """float32 values rounded into rows; into.width is theirs."""
+
+    def buffer(self, width: int) -> Value:
+        """A float32 value for linears to write side by side (`out`); no operation of its own."""
+
+    def linear(
+        self,
+        rows: Value,
+        weight: PackedLinear,
+        *,
+        bias: NDArray[np.float32] | None = None,
+        outputs: tuple[int, int] | None = None,
+        out: Value | None = None,
+        first_column: int = 0,
+        name: str = "linear",
+    ) -> Value:
+        """rows @ weight.T (+ bias), float32.
+
+        rows: from `norm`, `quantize` or `gate`. bias: [weight.outputs], copied. outputs: compute [first, last) of
+        the weight's outputs alone; multiples of 16, or last the end. out, first_column: write there instead of
+        into a new value. name: what `profile` counts it under. Returns what was written. The program keeps
+        weights alive."""
+
+    def linear_add(
+        self, rows: Value, weight: PackedLinear, *, bias: NDArray[np.float32] | None = None, name: str = "linear"
+    ) -> None:
+        """The residual stream += rows @ weight.T (+ bias), in the linear's own pass."""
+
+    def norm_add(self, values: Value, weight: NDArray[np.float32], eps: float) -> None:
+        """The residual stream += the norm of values (Gemma's norms after attention and MLP)."""
+
+    def gate(self, gate_up: Value, activation: str, into: RowFormat) -> Value:
+        """activation(gate) * up, rounded into rows. gate_up: float32 [rows, 2 * into.width], gate first.
+        activation: "silu" or "gelu_tanh"."""
+
+    def rotate_and_store(
+        self,
+        qkv: Value,
+        layer: int,
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        *,
+        query_norm: NDArray[np.float32] | None = None,
+        key_norm: NDArray[np.float32] | None = None,
+        eps: float = 0.0,
+    ) -> Value:
+        """Rotates queries and keys (half-split layout), stores keys and values in the cache, returns the queries
+        in bfloat16.
+
+        qkv: float32, queries | keys | values. cos, sin: float32 [positions, head_dim / 2]; kept alive, shared by
+        as many layers as like. query_norm, key_norm: [head_dim], an RMSNorm of each head before rotation."""
+
+    def store_keys_values(
+        self,
+        keys_values: Value,
+        layer: int,
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        *,
+        key_norm: NDArray[np.float32] | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """The half of `rotate_and_store` that the rows which nobody wants need in the last layer. keys_values:
+        float32, keys | values."""
+
+    def rotate_queries(
+        self,
+        queries: Value,
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        *,
+        query_norm: NDArray[np.float32] | None = None,
+        eps: float = 0.0,
+    ) -> Value:
+        """The other half. queries: float32; returns them in bfloat16."""
+
+    def attention(
+        self, queries: Value, layer: int, *, scale: float, softcap: float = 0.0, window: int = 0
+    ) -> Value:
+        """Causal attention of the queries to their requests' positions in the cache: float32
+        [rows, num_heads * head_dim]. softcap, window: 0 for none."""
+
+    def keep_wanted_rows(self) -> None:
+        """From here on the residual stream holds only the rows whose logits are wanted; values made before can no
+        longer be read."""
+
+    def head(self, rows: Value, weight: PackedLinear, *, softcap: float = 0.0) -> None:
+        """The logits, float32 [wanted rows, weight.outputs]; softcap * tanh(x / softcap) of them unless it is 0.
+        Last, and after `keep_wanted_rows`."""
+
+    def run(
+        self,
+        token_ids: NDArray[np.int32],
+        chunks: NDArray[np.int32],
+        blocks: NDArray[np.int32],
+        wanted_rows: NDArray[np.int32],
+        cache: KVCache,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Computes a step.
+
+        token_ids: [rows], the tokens of the chunks one after the other. chunks: [chunks, 3], of each its number of
+        tokens, the position of the first, and how many of `blocks` are its request's. blocks: the requests' block
+        tables one after the other. wanted_rows: rows whose logits are wanted, ascending.
+
+        Returns the logits, [wanted rows, vocabulary], a view that is good until the next run, and for each chunk
+        whether all its numbers were finite; where they were not, its logits mean nothing and its positions in
+        the cache are zeroed. Raises ValueError, naming the numbers, where the arrays do not fit each other, the
+        tables or the cache; RuntimeError where a run is under way."""
+
+    def profile(self) -> dict[str, float]:
+        """Seconds since the last call by kind of operation, of a program that is `timed`; threads' waiting for
+        each other included."""
