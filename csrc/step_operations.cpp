@@ -169,27 +169,19 @@ void Store::run(ThreadTeam::Member& member, StepState& state) const {
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         if (!state.kernels.row.is_finite(state.row(in, row), width)) state.fail(set, row);
     }
-    for (const QueryGroup& group : rows.groups) {
-        const std::int64_t start = group.first_query;
-        const std::int64_t first = std::max(mine.first - start, std::int64_t{0});
-        const std::int64_t last = std::min(mine.last - start, std::int64_t{group.num_queries});
-        if (first >= last) continue;
-        const StoreArguments arguments{
-            .qkv = state.row(in, start),
-            .stride = width,
-            .num_heads = queries ? num_heads : 0,
-            .num_kv_heads = layer ? num_kv_heads : 0,
-            .head_dim = head_dim,
-            .query_norm = query_norm.empty() ? nullptr : query_norm.data(),
-            .key_norm = key_norm.empty() ? nullptr : key_norm.data(),
-            .eps = eps,
-            .rotary = rotary,
-            .positions = group.positions,
-            .blocks = group.blocks,
-            .queries = queries ? state.storage.bf16(*queries) + start * num_heads * head_dim : nullptr,
-        };
-        rotate_and_store(arguments, *state.cache, layer.value_or(0), state.kernels, first, last);
-    }
+    const StoreArguments arguments{
+        .groups = rows.groups,
+        .values = state.storage.fp32(in),
+        .stride = width,
+        .num_heads = queries ? num_heads : 0,
+        .num_kv_heads = layer ? num_kv_heads : 0,
+        .query_norm = query_norm.empty() ? nullptr : query_norm.data(),
+        .key_norm = key_norm.empty() ? nullptr : key_norm.data(),
+        .norm_eps = eps,
+        .rotary = rotary,
+        .queries = queries ? state.storage.bf16(*queries) : nullptr,
+    };
+    rotate_and_store(arguments, *state.cache, layer.value_or(0), state.kernels, mine.first, mine.last);
 }
 
 std::vector<Access> Store::accesses() const {

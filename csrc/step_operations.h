@@ -181,7 +181,6 @@ struct Store final : Operation {
     std::optional<std::int64_t> layer;  // none: no keys and values
     std::int64_t num_heads = 0;
     std::int64_t num_kv_heads = 0;
-    std::int64_t head_dim = 0;
     RotaryTable rotary{};
     std::vector<float> query_norm;  // or none
     std::vector<float> key_norm;
