@@ -19,6 +19,21 @@ namespace tightpack {
 template <class Out>
 using DequantizeKernel = void (*)(const std::uint8_t* blocks, std::int64_t num_blocks, Out* out);
 
+// On a row of `width` numbers; what is returned says whether all that went in was finite (for norms, whether its
+// squares' sum is) or, for gates, all that came out.
+struct RowKernels {
+    // out = x / sqrt(mean(x^2) + eps) * weight. out may be x.
+    bool (*norm)(const float* x, const float* weight, float eps, std::int64_t width, float* out);
+    // out = silu(gate) * up, and with the tanh approximation of GELU.
+    bool (*silu_gate)(const float* gate, const float* up, std::int64_t width, float* out);
+    bool (*gelu_tanh_gate)(const float* gate, const float* up, std::int64_t width, float* out);
+    void (*add)(const float* x, std::int64_t width, float* sum);
+    void (*scale)(float scale, std::int64_t width, float* x);
+    // x = cap * tanh(x / cap).
+    void (*softcap)(float cap, std::int64_t width, float* x);
+    bool (*is_finite)(const float* x, std::int64_t width);
+};
+
 struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
@@ -33,6 +48,8 @@ struct KernelTable {
                    std::int64_t first_panel, std::int64_t last_panel, const LinearOutput& out);
     // The dequantized weights of one output, float32 [weights.inputs].
     void (*unpack_output)(const PackedLinear& weights, std::int64_t output, float* out);
+
+    RowKernels row;
 };
 
 namespace portable {

@@ -93,4 +93,5 @@ Arguments and errors as of dequantize_blocks. Returns the bits as uint16 [count]
 ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.)");
 
     tightpack::bind_linears(m);
+    tightpack::bind_program(m);
 }

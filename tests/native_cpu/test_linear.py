@@ -276,8 +276,8 @@ def test_what_does_not_fit_is_refused() -> None:
         _native.linear(packed, x[:, :64].copy(), _native.RowFormat("int8", width=64))
     with pytest.raises(ValueError, match="groups of 24 do not fit"):
         _native.RowFormat("int8", width=128, group=24)
+    codes = np.zeros((16, 128), np.int8)
     with pytest.raises(ValueError, match="scales must be"):
-        codes = np.zeros((16, 128), np.int8)
         _native.pack_int([(codes, np.ones((16, 3), np.float32), None, None)], bits=4, group_size=64)
     with pytest.raises(ValueError, match="parts have 128 and 64 inputs"):
         _native.pack_dense([np.zeros((4, 128), np.float32), np.zeros((4, 64), np.float32)])
