@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 
+#include "attention_kernels.h"
 #include "block_formats.h"
 #include "cpu_features.h"
 
@@ -21,6 +22,10 @@ struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
     std::array<DequantizeKernel<std::uint16_t>, num_block_formats> dequantize_bf16;
+
+    void (*attend)(const AttentionTile& work);
+    void (*finish_attention)(const AttentionFinish& work);
+    void (*rotate_and_store)(const StoreRun& run);
 };
 
 namespace portable {

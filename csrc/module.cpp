@@ -11,6 +11,8 @@
 #include "cpu_features.h"
 #include "dequantize.h"
 
+void bind_attention(nanobind::module_& m);  // attention_bindings.cpp
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -47,6 +49,8 @@ std::vector<std::string> instruction_sets() {
 
 NB_MODULE(_native, m) {
     m.doc() = "Compiled CPU kernels, chosen at run time for the instruction set of this machine.";
+
+    bind_attention(m);
 
     m.def("instruction_sets", &instruction_sets,
           "The instruction sets usable here, best first; the last is always \"portable\".");
