@@ -77,15 +77,6 @@ class RowFormat:
         none.
     weight_offset: for int8 codes, 8 or 128 where the weights are symmetric in 4 or 8 bits, else 0.
     Raises ValueError for what does not go together.
-class KVCache:
-    """Keys and values of all layers, in blocks of positions (Kwon et al. 2023), zeros at first.
-
-    precision: "bf16"; "fp8" (E4M3, saturating at 448) and "int8" (-127 .. 127) with a static scale a layer for
-    keys and one for values, 1 where none are given; "dynamic_int8" with a scale for each position and head, the
-    largest magnitude over 127. A value is code * scale; codes are rounded to nearest, ties to even.
-
-    Pages are taken from the system when first written. Raises ValueError where the numbers make no cache:
-    block_size is a multiple of 16, head_dim even and at most 256, scales positive and one a layer.
     """
 
     def __init__(
@@ -256,7 +247,12 @@ class Program:
         weights alive."""
 
     def linear_add(
-        self, rows: Value, weight: PackedLinear, *, bias: NDArray[np.float32] | None = None, name: str = "linear"
+        self,
+        rows: Value,
+        weight: PackedLinear,
+        *,
+        bias: NDArray[np.float32] | None = None,
+        name: str = "linear",
     ) -> None:
         """The residual stream += rows @ weight.T (+ bias), in the linear's own pass."""
 
@@ -344,6 +340,20 @@ class Program:
     def profile(self) -> dict[str, float]:
         """Seconds since the last call by kind of operation, of a program that is `timed`; threads' waiting for
         each other included."""
+
+class KVCache:
+    """Keys and values of all layers, in blocks of positions (Kwon et al. 2023), zeros at first.
+
+    precision: "bf16"; "fp8" (E4M3, saturating at 448) and "int8" (-127 .. 127) with a static scale a layer for
+    keys and one for values, 1 where none are given; "dynamic_int8" with a scale for each position and head, the
+    largest magnitude over 127. A value is code * scale; codes are rounded to nearest, ties to even.
+
+    Pages are taken from the system when first written. Raises ValueError where the numbers make no cache:
+    block_size is a multiple of 16, head_dim even and at most 256, scales positive and one a layer.
+    """
+
+    def __init__(
+        self,
         *,
         num_layers: int,
         num_blocks: int,

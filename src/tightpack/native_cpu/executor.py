@@ -13,7 +13,6 @@ from tightpack import _native
 from tightpack.architectures import kv_memory
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.native_cpu.block_tables import BlockTables
-from tightpack.native_cpu.formats import ActivationDtype
 from tightpack.native_cpu.pack import ModelWeights, load_weights
 from tightpack.native_cpu.program import build_program
 from tightpack.native_cpu.sampling import Sampler
@@ -43,7 +42,7 @@ class NativeExecutor:
         checkpoint: Checkpoint,
         *,
         kv_cache: KVCacheFormat = _BF16,
-        activation_dtype: ActivationDtype = "auto",
+        activation_dtype: str = "auto",
         block_size: int = 16,
         num_blocks: int | None = None,
         max_num_seqs: int,

@@ -13,8 +13,6 @@ from tightpack.schemes.quantized import (
     QuantizedLinear,
 )
 
-ActivationDtype = Literal["auto", "int8", "bfloat16"]
-
 # Inputs that share a scale where the checkpoint leaves that open: the KL divergence that int8 inputs add to
 # SmolLM2 was .032 with a scale a token, .005 at 64 and .002 at 32, where 32 costs a tenth of the speed.
 _LARGEST_GROUP = 64
@@ -46,9 +44,10 @@ class RowRounding:
         return f"{words} below {self.outlier_threshold:g}" if self.outlier_threshold else words
 
 
-def row_rounding(linear: QuantizedLinear, activation_dtype: ActivationDtype) -> RowRounding:
+def row_rounding(linear: QuantizedLinear, activation_dtype: str) -> RowRounding:
     """How the input of a linear is rounded: as the checkpoint says, and where it says nothing, int8 for
-    integer weights (bfloat16 if `activation_dtype` is), bfloat16 for others.
+    integer weights (bfloat16 if `activation_dtype` is "bfloat16" and neither "auto" nor "int8"), bfloat16 for
+    others.
 
     Raises ValueError for int8 inputs of weights that are no integers.
     """
@@ -78,7 +77,7 @@ def beside_integers(
     width: int,
     grid: IntegerGrid,
     activation: ActivationFormat | None,
-    activation_dtype: ActivationDtype,
+    activation_dtype: str,
 ) -> RowRounding:
     """`row_rounding` for integer weights over `width` inputs."""
     if activation is None and activation_dtype == "bfloat16":

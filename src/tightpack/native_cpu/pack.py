@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tightpack import _native
 from tightpack.checkpoints.checkpoint import BlockSource, Checkpoint, CheckpointError
 from tightpack.native_cpu.formats import (
-    ActivationDtype,
     IntegerGrid,
     RowRounding,
     beside_integers,
@@ -107,7 +106,7 @@ class ModelWeights:
         return sum(weight.num_bytes for weight in self.packed())
 
 
-def load_weights(checkpoint: Checkpoint, activation_dtype: ActivationDtype, threads: int) -> ModelWeights:
+def load_weights(checkpoint: Checkpoint, activation_dtype: str, threads: int) -> ModelWeights:
     """Read and pack every tensor, one a thread at a time: the peak is the packed model and a few tensors.
 
     Raises CheckpointError naming the tensor that cannot be read, ValueError for one that cannot be packed.
@@ -146,9 +145,9 @@ class _Part:
 
 
 class _Packer:
-    def __init__(self, checkpoint: Checkpoint, activation_dtype: ActivationDtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, activation_dtype: str) -> None:
         self._checkpoint = checkpoint
-        self._activation_dtype: ActivationDtype = activation_dtype
+        self._activation_dtype: str = activation_dtype
         self._dequantized: list[str] = []
 
     def layer(self, index: int) -> LayerWeights:
