@@ -209,7 +209,7 @@ def test_what_it_says_of_itself(tiny_checkpoint):
     assert description["instruction_set"] in _native.instruction_sets()
     assert description["weights"].startswith("uint4 ")
     assert "bf16" in description["weights"]
-    assert description["activations"] == "bf16, int8 in groups of 64"
+    assert description["activations"] == "bf16, int8 by token, int8 in groups of 64"
     assert description["kv_cache_dtype"] == "fp8"
     assert description["threads"] == "1"
     assert (executor.num_blocks, executor.block_size) == (64, 16)
