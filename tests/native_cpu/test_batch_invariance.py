@@ -49,20 +49,24 @@ class Engines:
 
     alone: NativeExecutor
     shared: tuple[NativeExecutor, ...]
+    long_alone: NativeExecutor
+    long_shared: NativeExecutor
 
 
 def engines_of(checkpoint: Checkpoint, **options: Any) -> Engines:
-    def build(threads: int) -> NativeExecutor:
+    def build(
+        threads: int, num_blocks: int = NUM_BLOCKS, max_model_len: int = MAX_MODEL_LEN
+    ) -> NativeExecutor:
         return NativeExecutor(
             checkpoint,
-            num_blocks=NUM_BLOCKS,
+            num_blocks=num_blocks,
             max_num_seqs=8,
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             num_threads=threads,
             **options,
         )
 
-    return Engines(build(1), (build(1), build(2), build(3)))
+    return Engines(build(1), (build(1), build(2), build(3)), build(1, 48, 768), build(2, 48, 768))
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=" ".join)
@@ -117,6 +121,22 @@ def test_logits_are_the_same_bits_on_every_instruction_set(
     engines_of_each_set, make_request, sequencer, data
 ):
     check_logits(engines_of_each_set, make_request, sequencer, data)
+
+
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_long_contexts_too(engines, make_request, sequencer, data):
+    """Where attention sums over more than one partition of the positions, on one thread or several."""
+    tokens = [(11 * i + i * i // 7) % 96 for i in range(data.draw(st.integers(257, 700)))]
+    executors = (engines.long_alone, engines.long_shared)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(tokens) - 1), max_size=4)))
+    parts = []
+    for executor, ends in zip(executors, ([len(tokens)], [*cuts, len(tokens)]), strict=True):
+        blocks, request = sequencer(48, 16, seed=data.draw(st.integers(0, 9))), make_request(tokens)
+        counts = np.diff([0, *ends])
+        parts.append([executor.logits([blocks.chunk(request, int(count))]).copy() for count in counts])
+    wanted, found = (np.concatenate(logits) for logits in parts)
+    np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
 
 
 class Ticks:
