@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 
+#include "attention_kernels.h"
 #include "block_formats.h"
 #include "cpu_features.h"
 #include "packed_linear.h"
@@ -50,6 +51,9 @@ struct KernelTable {
     void (*unpack_output)(const PackedLinear& weights, std::int64_t output, float* out);
 
     RowKernels row;
+    void (*attend)(const AttentionTile& work);
+    void (*finish_attention)(const AttentionFinish& work);
+    void (*rotate_and_store)(const StoreRun& run);
 };
 
 namespace portable {

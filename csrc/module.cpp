@@ -12,6 +12,8 @@
 #include "cpu_features.h"
 #include "dequantize.h"
 
+void bind_attention(nanobind::module_& m);  // attention_bindings.cpp
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -50,6 +52,8 @@ NB_MODULE(_native, m) {
     // Whoever holds a model to the end of the program leaks nothing that matters.
     nb::set_leak_warnings(false);
     m.doc() = "Compiled CPU kernels, chosen at run time for the instruction set of this machine.";
+
+    bind_attention(m);
 
     m.def("instruction_sets", &instruction_sets,
           "The instruction sets usable here, best first; the last is always \"portable\".");
