@@ -31,7 +31,8 @@ std::span<const T> span_of(const Vector<T>& vector) {
 }
 
 std::vector<float> copy_of(const std::optional<Vector<float>>& vector) {
-    return vector ? std::vector<float>(vector->data(), vector->data() + vector->size()) : std::vector<float>();
+    return vector ? std::vector<float>(vector->data(), vector->data() + vector->size())
+                  : std::vector<float>();
 }
 
 StepProgram::Rotation rotation(const Matrix<float>& cos, const Matrix<float>& sin, std::int64_t head_dim,
@@ -43,7 +44,8 @@ StepProgram::Rotation rotation(const Matrix<float>& cos, const Matrix<float>& si
             return "[" + std::to_string(m.shape(0)) + ", " + std::to_string(m.shape(1)) + "]";
         };
         throw std::invalid_argument("cos " + shape(cos) + " and sin " + shape(sin) +
-                                    " are to be [positions, head_dim / 2] of head_dim " + std::to_string(head_dim));
+                                    " are to be [positions, head_dim / 2] of head_dim " +
+                                    std::to_string(head_dim));
     }
     return {.table = {.cos = cos.data(), .sin = sin.data()},
             .positions = static_cast<std::int64_t>(cos.shape(0)),
@@ -97,8 +99,8 @@ void bind_team(nb::module_& m) {
             "__init__",
             [](ThreadTeam* self, int threads) {
                 if (threads < 1 || threads > max_threads) {
-                    throw std::invalid_argument("threads must be 1 .. " + std::to_string(max_threads) + ", not " +
-                                                std::to_string(threads));
+                    throw std::invalid_argument("threads must be 1 .. " + std::to_string(max_threads) +
+                                                ", not " + std::to_string(threads));
                 }
                 new (self) ThreadTeam(threads);
             },
@@ -114,18 +116,21 @@ void bind_program(nb::module_& m) {
     nb::class_<StepValue>(m, "Value", "What one operation of a program makes and later ones read.")
         .def_ro("width", &StepValue::width);
 
-    // Weights are read and values belong to their program for as long as it lives, hence keep_alive: <1, n> ties
-    // argument n (self is 1) to the program, <0, 1> the program to what is returned.
-    nb::class_<StepProgram>(m, "Program", "The forward pass of a decoder, recorded once and replayed for every step.")
+    // Weights are read and values belong to their program for as long as it lives, hence keep_alive: <1, n>
+    // ties argument n (self is 1) to the program, <0, 1> the program to what is returned.
+    nb::class_<StepProgram>(m, "Program",
+                            "The forward pass of a decoder, recorded once and replayed for every step.")
         .def(
             "__init__",
-            [](StepProgram* self, std::shared_ptr<ThreadTeam> team, std::int64_t hidden_size, std::int64_t num_heads,
-               std::int64_t num_kv_heads, std::int64_t head_dim, const std::string& instruction_set, bool timed) {
+            [](StepProgram* self, std::shared_ptr<ThreadTeam> team, std::int64_t hidden_size,
+               std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
+               const std::string& instruction_set, bool timed) {
                 const StepProgram::Shape shape{.hidden_size = hidden_size,
                                                .num_heads = num_heads,
                                                .num_kv_heads = num_kv_heads,
                                                .head_dim = head_dim};
-                new (self) StepProgram(std::move(team), shape, select_instruction_set(instruction_set), timed);
+                new (self)
+                    StepProgram(std::move(team), shape, select_instruction_set(instruction_set), timed);
             },
             "team"_a, nb::kw_only(), "hidden_size"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
             "instruction_set"_a = "auto", "timed"_a = false)
@@ -163,10 +168,7 @@ void bind_program(nb::module_& m) {
             "linear_add",
             [](StepProgram& program, const StepValue& rows, const PackedLinear& weight,
                const std::optional<Vector<float>>& bias, const std::string& name) {
-                StepProgram::LinearOptions options;
-                options.bias = copy_of(bias);
-                options.name = name;
-                program.linear_add(rows, weight, std::move(options));
+                program.linear_add(rows, weight, {.bias = copy_of(bias), .name = name});
             },
             "rows"_a, "weight"_a, nb::kw_only(), "bias"_a.noconvert() = nb::none(), "name"_a = "linear",
             nb::keep_alive<1, 3>())
@@ -178,9 +180,8 @@ void bind_program(nb::module_& m) {
             "values"_a, "weight"_a.noconvert(), "eps"_a)
         .def(
             "gate",
-            [](StepProgram& program, const StepValue& gate_up, const std::string& name, const RowFormat& into) {
-                return program.gate(gate_up, activation(name), into);
-            },
+            [](StepProgram& program, const StepValue& gate_up, const std::string& name,
+               const RowFormat& into) { return program.gate(gate_up, activation(name), into); },
             "gate_up"_a, "activation"_a, "into"_a, nb::keep_alive<0, 1>())
         .def(
             "rotate_and_store",
@@ -195,17 +196,20 @@ void bind_program(nb::module_& m) {
             nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<0, 1>())
         .def(
             "store_keys_values",
-            [](StepProgram& program, const StepValue& keys_values, std::int64_t layer, const Matrix<float>& cos,
-               const Matrix<float>& sin, const std::optional<Vector<float>>& key_norm, float eps) {
+            [](StepProgram& program, const StepValue& keys_values, std::int64_t layer,
+               const Matrix<float>& cos, const Matrix<float>& sin,
+               const std::optional<Vector<float>>& key_norm, float eps) {
                 program.store_keys_values(
-                    keys_values, layer, rotation(cos, sin, program.shape().head_dim, std::nullopt, key_norm, eps));
+                    keys_values, layer,
+                    rotation(cos, sin, program.shape().head_dim, std::nullopt, key_norm, eps));
             },
             "keys_values"_a, "layer"_a, "cos"_a.noconvert(), "sin"_a.noconvert(), nb::kw_only(),
-            "key_norm"_a.noconvert() = nb::none(), "eps"_a = 0.0f, nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>())
+            "key_norm"_a.noconvert() = nb::none(), "eps"_a = 0.0f, nb::keep_alive<1, 4>(),
+            nb::keep_alive<1, 5>())
         .def(
             "rotate_queries",
-            [](StepProgram& program, const StepValue& queries, const Matrix<float>& cos, const Matrix<float>& sin,
-               const std::optional<Vector<float>>& query_norm, float eps) {
+            [](StepProgram& program, const StepValue& queries, const Matrix<float>& cos,
+               const Matrix<float>& sin, const std::optional<Vector<float>>& query_norm, float eps) {
                 return program.rotate_queries(
                     queries, rotation(cos, sin, program.shape().head_dim, query_norm, std::nullopt, eps));
             },

@@ -29,13 +29,15 @@ std::vector<std::uint8_t> barriers(const std::vector<std::unique_ptr<Operation>>
         std::vector<Touch> touches;
         for (Access access : operations[i]->accesses()) {
             const bool is_value = access.value >= 0;
-            if (single_row && is_value && storage.shape(access.value).kind == ValueShape::Kind::rows) continue;
+            if (single_row && is_value && storage.shape(access.value).kind == ValueShape::Kind::rows)
+                continue;
             // Every thread makes the whole row, so none has a share of its own.
             if (single_row && operations[i]->makes_rows()) access.by_rows = false;
             touches.push_back({access, is_value ? storage.slot(access.value) : access.value});
         }
         const auto waits_for = [&](const Touch& later) {
-            return std::ranges::any_of(since_last, [&](const Touch& earlier) { return conflict(earlier, later); });
+            return std::ranges::any_of(since_last,
+                                       [&](const Touch& earlier) { return conflict(earlier, later); });
         };
         if (std::ranges::any_of(touches, waits_for)) {
             needed[i] = 1;

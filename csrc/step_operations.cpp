@@ -99,7 +99,8 @@ void NormAdd::run(ThreadTeam::Member& member, StepState& state) const {
     const auto width = static_cast<std::int64_t>(weight.size());
     const Range mine = share(state.of(set).count, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        if (!state.kernels.row.norm(state.row(in, row), weight.data(), eps, width, normed)) state.fail(set, row);
+        if (!state.kernels.row.norm(state.row(in, row), weight.data(), eps, width, normed))
+            state.fail(set, row);
         state.kernels.row.add(normed, width, state.row(residual, row));
     }
 }
@@ -192,8 +193,8 @@ std::vector<Access> Store::accesses() const {
 }
 
 void Attend::run(ThreadTeam::Member& member, StepState& state) const {
-    attention->run(member, state.of(set).groups, state.storage.bf16(queries), *state.cache, layer, state.kernels,
-                   state.storage.fp32(out));
+    attention->run(member, state.of(set).groups, state.storage.bf16(queries), *state.cache, layer,
+                   state.kernels, state.storage.fp32(out));
 }
 
 std::vector<Access> Attend::accesses() const {

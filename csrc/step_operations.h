@@ -1,5 +1,5 @@
-// The operations that a step is made of. Each is run by all threads of a team together and shares its own work
-// out among them; what a row becomes never depends on how.
+// The operations that a step is made of. Each is run by all threads of a team together and shares its own
+// work out among them; what a row becomes never depends on how.
 #pragma once
 
 #include <atomic>
@@ -38,14 +38,14 @@ struct StepState {
     StepStorage& storage;
     KVCache* cache = nullptr;
     const std::int32_t* token_ids = nullptr;
-    RowsOf all;
-    RowsOf wanted;
+    RowsOf all = {};
+    RowsOf wanted = {};
     float* logits = nullptr;  // [wanted.count][vocabulary]
     // One for each operation: how many pieces of its work have been taken.
-    std::unique_ptr<std::atomic<std::int64_t>[]> taken;
+    std::unique_ptr<std::atomic<std::int64_t>[]> taken = {};
     // One for each row of the step, 1 where something was not finite.
-    std::vector<std::uint8_t> failed;
-    std::vector<AlignedBuffer> scratch;  // of each thread: a row as wide as any
+    std::vector<std::uint8_t> failed = {};
+    std::vector<AlignedBuffer> scratch = {};  // of each thread: a row as wide as any
 
     const RowsOf& of(RowSet set) const { return set == RowSet::all ? all : wanted; }
     // With a single row, every thread rounds it for itself, which takes less than waiting for another's.
@@ -53,7 +53,9 @@ struct StepState {
     const Rows& rows(int value, const ThreadTeam::Member& member) const {
         return single_row() ? storage.own_row(value, member.index()) : storage.rows(value);
     }
-    float* row(int value, std::int64_t at) const { return storage.fp32(value) + at * storage.shape(value).width; }
+    float* row(int value, std::int64_t at) const {
+        return storage.fp32(value) + at * storage.shape(value).width;
+    }
     float* own_scratch(const ThreadTeam::Member& member) const {
         return scratch[static_cast<std::size_t>(member.index())].as<float>();
     }
@@ -63,8 +65,8 @@ struct StepState {
     }
 };
 
-// What an operation touches: threads must wait for each other between two that touch the same, unless both only
-// read or each thread stays with its own share of the rows.
+// What an operation touches: threads must wait for each other between two that touch the same, unless both
+// only read or each thread stays with its own share of the rows.
 struct Access {
     static constexpr std::int64_t all_columns = std::numeric_limits<std::int64_t>::max();
     // The cache of layer l is the value -1 - l, which no other is.
@@ -78,7 +80,7 @@ struct Access {
 };
 
 class Operation {
-public:
+  public:
     virtual ~Operation() = default;
 
     virtual void run(ThreadTeam::Member& member, StepState& state) const = 0;
@@ -169,9 +171,10 @@ struct Linear final : Operation {
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return name; }
 
-private:
-    void compute(const Rows& rows, const LinearOutput& output, const KernelTable& kernels, std::int64_t first_row,
-                 std::int64_t last_row, std::int64_t first_panel, std::int64_t last_panel) const;
+  private:
+    void compute(const Rows& rows, const LinearOutput& output, const KernelTable& kernels,
+                 std::int64_t first_row, std::int64_t last_row, std::int64_t first_panel,
+                 std::int64_t last_panel) const;
 };
 
 // Rotation and the cache: queries, keys and values, or some of them.

@@ -26,8 +26,8 @@ StepProgram::Shape checked(const StepProgram::Shape& shape) {
     positive(shape.num_kv_heads, "num_kv_heads");
     positive(shape.head_dim, "head_dim");
     if (shape.num_heads % shape.num_kv_heads != 0) {
-        refuse("Program", "num_heads " + std::to_string(shape.num_heads) + " is no multiple of num_kv_heads " +
-                              std::to_string(shape.num_kv_heads));
+        refuse("Program", "num_heads " + std::to_string(shape.num_heads) +
+                              " is no multiple of num_kv_heads " + std::to_string(shape.num_kv_heads));
     }
     if (shape.head_dim % 2 != 0) refuse("Program", "head_dim " + std::to_string(shape.head_dim) + " is odd");
     return shape;
@@ -100,7 +100,8 @@ void StepProgram::check_read(const StepValue& value, ValueShape::Kind kind, std:
     }
 }
 
-void StepProgram::check_norm(const std::vector<float>& weight, std::int64_t width, std::string_view who) const {
+void StepProgram::check_norm(const std::vector<float>& weight, std::int64_t width,
+                             std::string_view who) const {
     if (static_cast<std::int64_t>(weight.size()) == width) return;
     refuse(who, "the norm's weight has " + std::to_string(weight.size()) + " numbers, the rows have " +
                     std::to_string(width));
@@ -109,8 +110,8 @@ void StepProgram::check_norm(const std::vector<float>& weight, std::int64_t widt
 void StepProgram::embed(const PackedLinear& table, float scale) {
     if (residual_) refuse("embed", "the program has an embedding already");
     if (table.inputs != shape_.hidden_size) {
-        refuse("embed", "the table is " + matrix(table) + ", hidden_size is " +
-                            std::to_string(shape_.hidden_size));
+        refuse("embed",
+               "the table is " + matrix(table) + ", hidden_size is " + std::to_string(shape_.hidden_size));
     }
     residual_ = add_value({.width = shape_.hidden_size}).number;
     num_tokens_ = table.outputs;
@@ -159,8 +160,8 @@ Linear StepProgram::make_linear(const StepValue& rows, const PackedLinear& weigh
                         matrix(weight));
     }
     const auto [first, last] = options.outputs.value_or(std::pair{std::int64_t{0}, weight.outputs});
-    const bool whole_panels = first % PackedLinear::panel == 0 &&
-                              (last % PackedLinear::panel == 0 || last == weight.outputs);
+    const bool whole_panels =
+        first % PackedLinear::panel == 0 && (last % PackedLinear::panel == 0 || last == weight.outputs);
     if (first < 0 || first >= last || last > weight.outputs || !whole_panels) {
         refuse(who, "outputs " + std::to_string(first) + " to " + std::to_string(last) +
                         " are no whole panels of 16 of a weight " + matrix(weight));
@@ -318,7 +319,8 @@ void StepProgram::keep_wanted_rows() {
 void StepProgram::head(const StepValue& rows, const PackedLinear& weight, float softcap) {
     Linear made = make_linear(rows, weight, {.name = "head"});
     if (rows_ != RowSet::wanted) refuse("head", "keep_wanted_rows comes before it");
-    if (softcap < 0) refuse("head", "softcap " + std::to_string(softcap) + " is to be positive, or 0 for none");
+    if (softcap < 0)
+        refuse("head", "softcap " + std::to_string(softcap) + " is to be positive, or 0 for none");
     made.softcap = softcap;
     record(std::move(made));
     vocabulary_ = weight.outputs;
@@ -344,8 +346,9 @@ std::vector<std::string> StepProgram::operations() const {
             list += (list.empty() ? "" : ", ") + item;
         };
         for (const Access& access : operation->accesses()) {
-            const std::string item = access.value >= 0 ? describe(storage_.shape(access.value))
-                                                       : "cache of layer " + std::to_string(-1 - access.value);
+            const std::string item = access.value >= 0
+                                         ? describe(storage_.shape(access.value))
+                                         : "cache of layer " + std::to_string(-1 - access.value);
             append(access.writes ? to : from, item);
         }
         std::string line(operation->kind());
@@ -362,7 +365,8 @@ int StepProgram::num_barriers(std::int64_t rows) const {
 
 std::map<std::string, double, std::less<>> StepProgram::profile() {
     std::map<std::string, double, std::less<>> total;
-    for (std::size_t i = 0; i < seconds_.size(); ++i) total[std::string(operations_[i]->kind())] += seconds_[i];
+    for (std::size_t i = 0; i < seconds_.size(); ++i)
+        total[std::string(operations_[i]->kind())] += seconds_[i];
     std::ranges::fill(seconds_, 0.0);
     return total;
 }

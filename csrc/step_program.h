@@ -27,7 +27,7 @@ struct StepValue {
 // Methods that record throw std::invalid_argument, naming both sides, where things do not fit. Weights and
 // rotation tables must outlive the program; the small vectors are copied.
 class StepProgram {
-public:
+  public:
     struct Shape {
         std::int64_t hidden_size = 0;
         std::int64_t num_heads = 0;
@@ -37,14 +37,14 @@ public:
     struct Rotation {
         RotaryTable table{};
         std::int64_t positions = 0;
-        std::vector<float> query_norm;  // [head_dim], or none
-        std::vector<float> key_norm;
+        std::vector<float> query_norm = {};  // [head_dim], or none
+        std::vector<float> key_norm = {};
         float eps = 0;
     };
     struct LinearOptions {
-        std::vector<float> bias;                               // [weight.outputs], or none
-        std::optional<std::pair<std::int64_t, std::int64_t>> outputs;  // [first, last); none: all
-        std::optional<StepValue> out;
+        std::vector<float> bias = {};                                       // [weight.outputs], or none
+        std::optional<std::pair<std::int64_t, std::int64_t>> outputs = {};  // [first, last); none: all
+        std::optional<StepValue> out = {};
         std::int64_t first_column = 0;
         std::string name = "linear";
     };
@@ -90,7 +90,7 @@ public:
     // Seconds by kind since the last call.
     std::map<std::string, double, std::less<>> profile();
 
-private:
+  private:
     struct ValueInfo {
         RowSet set = RowSet::all;
         bool written = false;
@@ -101,7 +101,8 @@ private:
     template <class Made>
     Made& record(Made operation);
     void check_open(std::string_view who) const;
-    void check_read(const StepValue& value, ValueShape::Kind kind, std::int64_t width, std::string_view who) const;
+    void check_read(const StepValue& value, ValueShape::Kind kind, std::int64_t width,
+                    std::string_view who) const;
     void check_mine(const StepValue& value, std::string_view who) const;
     void check_norm(const std::vector<float>& weight, std::int64_t width, std::string_view who) const;
     Linear make_linear(const StepValue& rows, const PackedLinear& weight, LinearOptions options);
@@ -127,8 +128,8 @@ private:
     RowSet rows_ = RowSet::all;
     std::int64_t num_layers_ = 0;
     std::int64_t num_positions_ = std::numeric_limits<std::int64_t>::max();
-    std::int64_t num_tokens_ = 0;   // that have an embedding
-    std::int64_t vocabulary_ = 0;   // logits; 0 before head
+    std::int64_t num_tokens_ = 0;  // that have an embedding
+    std::int64_t vocabulary_ = 0;  // logits; 0 before head
     // Before which operations threads wait for each other, and before which when the step has one row.
     std::vector<std::uint8_t> barriers_;
     std::vector<std::uint8_t> single_row_barriers_;

@@ -1,4 +1,5 @@
-// The half of StepProgram that runs: what a step is given, checked; the operations, replayed; what came of it.
+// The half of StepProgram that runs: what a step is given, checked; the operations, replayed; what came of
+// it.
 #include <algorithm>
 #include <chrono>
 #include <numeric>
@@ -31,7 +32,7 @@ Chunk chunk_at(std::span<const std::int32_t> chunks, std::size_t index) {
 }
 
 class Exclusive {
-public:
+  public:
     explicit Exclusive(std::atomic<bool>& flag) : flag_(flag) {
         if (flag_.exchange(true)) throw std::logic_error("the program is running a step already");
     }
@@ -39,7 +40,7 @@ public:
     Exclusive(const Exclusive&) = delete;
     Exclusive& operator=(const Exclusive&) = delete;
 
-private:
+  private:
     std::atomic<bool>& flag_;
 };
 
@@ -138,7 +139,8 @@ void StepProgram::prepare(const Step& step, KVCache& cache) {
         std::iota(positions, positions + count, first_position);
         all.groups.push_back({row, count, positions, blocks});
         const std::int32_t first_query = query;
-        for (; query < wanted.count && step.wanted_rows[static_cast<std::size_t>(query)] < row + count; ++query) {
+        for (; query < wanted.count && step.wanted_rows[static_cast<std::size_t>(query)] < row + count;
+             ++query) {
             const std::int32_t offset = step.wanted_rows[static_cast<std::size_t>(query)] - row;
             wanted.positions[static_cast<std::size_t>(query)] = first_position + offset;
         }
@@ -193,7 +195,8 @@ std::vector<std::uint8_t> StepProgram::verdicts(const Step& step, KVCache& cache
     for (std::size_t i = 0; i < step.chunks.size() / chunk_fields; ++i) {
         const Chunk chunk = chunk_at(step.chunks, i);
         const auto first = state_.failed.begin() + static_cast<std::ptrdiff_t>(row);
-        const bool fails = std::any_of(first, first + chunk.num_rows, [](std::uint8_t bad) { return bad != 0; });
+        const bool fails =
+            std::any_of(first, first + chunk.num_rows, [](std::uint8_t bad) { return bad != 0; });
         finite.push_back(!fails);
         if (fails) cache.clear(blocks, chunk.first_position, chunk.first_position + chunk.num_rows);
         row += static_cast<std::size_t>(chunk.num_rows);

@@ -26,7 +26,7 @@ std::string describe(const ValueShape& shape);
 // While operations are recorded, values are added and their uses noted; then they are laid out, after which
 // memory for as many rows as a step has is there at `reserve`.
 class StepStorage {
-public:
+  public:
     explicit StepStorage(int threads) : threads_(threads) {}
 
     // Returns the value's number, counted from 0. Throws std::invalid_argument unless the width is positive.
@@ -52,7 +52,7 @@ public:
         return slots_[index(slot(value))].own[index(thread)].rows;
     }
 
-private:
+  private:
     struct Value {
         ValueShape shape;
         int first_use = -1;
@@ -66,10 +66,10 @@ private:
     struct Slot {
         ValueShape shape;
         int last_use = -1;
-        AlignedBuffer memory;
-        RowBuffer buffer;
-        Rows rows;
-        std::vector<OwnRow> own;
+        AlignedBuffer memory = {};
+        RowBuffer buffer = {};
+        Rows rows = {};
+        std::vector<OwnRow> own = {};
     };
     static std::size_t index(int number) { return static_cast<std::size_t>(number); }
 
