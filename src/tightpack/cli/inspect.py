@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightpack.architectures.kv_memory import ELEMENT_BYTES
 from tightpack.cli.options import ModelArgument
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts as JSON; bytes are those in the file, a quantized linear's with its scales under its codes'
     precision; `kv_bytes_per_token` those of the cache that the checkpoint is made for, bf16 where it states
     none."""
+    from tightpack.architectures.kv_memory import ELEMENT_BYTES
+
     spec, tokenizer = checkpoint.spec, checkpoint.tokenizer
     num_bytes: Counter[str] = Counter()
     for name in spec.tensor_shapes():

@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,15 +117,17 @@ def serve(
         num_threads=num_threads,
     )
 
-    from tightpack.server.run import address_of, open_socket, run_server
+    from tightpack.server.listening import address_of, open_socket
 
     # The port comes first: loading a model for nothing would take far longer.
     sock = open_socket(host, port)
     url = address_of(sock)
+    # Half of starting is importing the HTTP server, the other half is work that needs no interpreter lock.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        loading = pool.submit(_load, args)
+        from tightpack.server.run import run_server
 
-    from tightpack.llm import AsyncLLM
-
-    engine = AsyncLLM(**asdict(args))
+        engine = loading.result()
 
     def on_drain(in_flight: int) -> None:
         print(
@@ -145,6 +148,12 @@ def serve(
         on_ready=lambda: _say_ready(engine, url, with_key=api_key is not None),
         on_drain=on_drain,
     )
+
+
+def _load(args: EngineArgs) -> AsyncLLM:
+    from tightpack.llm import AsyncLLM
+
+    return AsyncLLM(**asdict(args))
 
 
 def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
