@@ -13,8 +13,8 @@ inline constexpr std::int64_t partition_keys = 128;
 // Rows (a query's head each) that the kernels take together.
 inline constexpr std::int64_t row_group = 8;
 
-// What is known of a row after some partitions: the largest score, the sum of exp(score - largest), and the values
-// weighted by exp(score - largest). Empty: minus infinity, 0 and zeros.
+// What is known of a row after some partitions: the largest score (as an exponent of two), the sum of
+// 2^(score - largest), and the values weighted by that. Empty: minus infinity, 0 and zeros.
 struct PartialSoftmax {
     float* largest = nullptr;   // [rows]
     float* sums = nullptr;      // [rows]
