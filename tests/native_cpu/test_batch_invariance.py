@@ -4,7 +4,7 @@ company, under any policy, chunking, preemption, prefix-cache hit and number of 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ NUM_BLOCKS = 14
 MAX_MODEL_LEN = 128
 CALIBRATED = KVCacheFormat(precision="int8", key_scales=(0.05,) * 3, value_scales=(0.03,) * 3)
 CACHES = {name: KVCacheFormat(precision=name) for name in ("bf16", "fp8", "int8")} | {
-    "int8 static": CALIBRATED
+    "int8 static": CALIBRATED,
+    "fp8 static": replace(CALIBRATED, precision="fp8"),
 }
 # Every scheme and every cache; every family with the kernels that only it uses.
 COMBINATIONS = [

@@ -145,6 +145,7 @@ class NativeExecutor:
         Writes the cache as `execute` does. For evaluation and tests; a serving step never needs them all.
         Raises ValueError for a chunk that cannot be computed.
         """
+        self._parts()
         for chunk in chunks:
             reason = self._refusal(chunk)
             if reason is not None:
