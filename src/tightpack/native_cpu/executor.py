@@ -56,6 +56,7 @@ class NativeExecutor:
         threads = default_threads() if num_threads is None else num_threads
         self._team = _native.ThreadTeam(threads)
         weights = load_weights(checkpoint, activation_dtype, threads)
+        checkpoint.release_pages()
         self._program: _native.Program | None = build_program(
             self._team,
             spec,
