@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +55,11 @@ class NativeExecutor:
         spec = checkpoint.spec
         kv_memory.check_scales(spec, kv_cache)
         threads = default_threads() if num_threads is None else num_threads
-        self._team = _native.ThreadTeam(threads)
+        team = _native.ThreadTeam(threads)
         weights = load_weights(checkpoint, activation_dtype, threads)
         checkpoint.release_pages()
-        self._program: _native.Program | None = build_program(
-            self._team,
+        program = build_program(
+            team,
             spec,
             weights,
             max_model_len=max_model_len,
@@ -67,7 +68,7 @@ class NativeExecutor:
         )
         self._description = {
             "backend": "native",
-            "instruction_set": self._program.instruction_set,
+            "instruction_set": program.instruction_set,
             "device": "cpu",
             "dtype": "bfloat16",
             "quantization": checkpoint.quantization.method if checkpoint.quantization else "none",
@@ -85,7 +86,7 @@ class NativeExecutor:
                 max_num_seqs=max_num_seqs,
                 max_model_len=max_model_len,
             )
-        self._cache: _native.KVCache | None = _native.KVCache(
+        cache = _native.KVCache(
             precision="dynamic_int8" if kv_memory.has_dynamic_scales(kv_cache) else kv_cache.precision,
             num_layers=spec.num_layers,
             num_blocks=num_blocks,
@@ -95,11 +96,10 @@ class NativeExecutor:
             key_scales=list(kv_cache.key_scales),
             value_scales=list(kv_cache.value_scales),
         )
+        self._open: _Parts | None = _Parts(program, cache, Sampler(team), BlockTables())
         self._num_blocks, self._block_size = num_blocks, block_size
         self._max_model_len, self._vocab_size = max_model_len, spec.vocab_size
         self._most_rows = max(1, _LOGITS_AT_A_TIME // spec.vocab_size)
-        self._tables = BlockTables()
-        self._sampler = Sampler(self._team)
 
     @property
     def num_blocks(self) -> int:
@@ -165,17 +165,15 @@ class NativeExecutor:
 
     def profile(self) -> Mapping[str, float]:
         """Seconds since the last call by kind of operation, of an executor that is `timed`."""
-        return self._parts()[0].profile()
+        return self._parts().program.profile()
 
     def close(self) -> None:
-        self._program = None
-        self._cache = None
-        self._tables = BlockTables()
+        self._open = None
 
-    def _parts(self) -> tuple[_native.Program, _native.KVCache]:
-        if self._program is None or self._cache is None:
+    def _parts(self) -> _Parts:
+        if self._open is None:
             raise RuntimeError("the executor is closed")
-        return self._program, self._cache
+        return self._open
 
     def _refusal(self, chunk: Chunk) -> str | None:
         """Why the chunk cannot be computed."""
@@ -218,7 +216,7 @@ class NativeExecutor:
         """logits: a row a chunk."""
         if not chunks:
             return
-        tokens = self._sampler.sample(logits, [chunk.request for chunk in chunks])
+        tokens = self._parts().sampler.sample(logits, [chunk.request for chunk in chunks])
         for chunk, token in zip(chunks, tokens, strict=True):
             if token is None:
                 outcome.failed[chunk.request.request_id] = _not_finite("logits", chunk)
@@ -252,7 +250,7 @@ class NativeExecutor:
             targets = request.prompt_token_ids[part.first_token + 1 : part.first_token + part.num_tokens + 1]
             if targets:
                 counts = [request.params.prompt_logprobs or 0] * len(targets)
-                entries += self._sampler.token_logprobs(logits[: len(targets)], targets, counts)
+                entries += self._parts().sampler.token_logprobs(logits[: len(targets)], targets, counts)
             if part.samples:
                 self._sample([part], logits[-1:], outcome)
         if request.request_id not in outcome.failed:
@@ -284,7 +282,7 @@ class NativeExecutor:
 
         Raises ValueError or OverflowError for what does not fit the vocabulary or the context.
         """
-        program, cache = self._parts()
+        parts = self._parts()
         tokens: list[int] = []
         layout: list[int] = []
         rows: list[int] = []
@@ -297,13 +295,23 @@ class NativeExecutor:
                 tokens += chunk.request.token_ids[first : first + count]
             layout += (count, first, len(chunk.block_table))
             rows += range(base + own.start, base + own.stop)
-        return program.run(
+        return parts.program.run(
             np.array(tokens, np.int32),
             np.array(layout, np.int32).reshape(-1, 3),
-            self._tables.joined([chunk.block_table for chunk in chunks]),
+            parts.tables.joined([chunk.block_table for chunk in chunks]),
             np.array(rows, np.int32),
-            cache,
+            parts.cache,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """All that holds memory and threads."""
+
+    program: _native.Program
+    cache: _native.KVCache
+    sampler: Sampler
+    tables: BlockTables
 
 
 class _Outcome:
