@@ -1,7 +1,7 @@
 """Write a GGUF file in another of llama.cpp's types: make_gguf.py SOURCE.gguf OUTPUT.gguf {q4_0,q8_0,bf16}
 
-Runs in llama.cpp's interpreter. Types made from a quantized source carry its rounding too: right for speed, not
-for quality.
+Runs in llama.cpp's interpreter. Types made from a quantized source carry its rounding too: right for speed,
+not for quality.
 """
 
 from __future__ import annotations

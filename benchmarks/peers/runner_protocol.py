@@ -122,5 +122,7 @@ def _generate(engine: PeerEngine, prompts: Sequence[Sequence[int]], output_len: 
     lengths = engine.generate(prompts, output_len)
     seconds = time.perf_counter() - started
     if lengths != [output_len] * len(prompts):
-        raise RuntimeError(f"{len(prompts)} streams of {output_len} tokens were asked for, and {lengths} came")
+        raise RuntimeError(
+            f"{len(prompts)} streams of {output_len} tokens were asked for, and {lengths} came"
+        )
     return seconds

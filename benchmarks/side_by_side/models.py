@@ -62,7 +62,9 @@ def _run(command: Sequence[str], what: str) -> None:
     print(f"making {what}", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ValueError(f"{what} could not be made: {' '.join(command)}\n{(done.stdout + done.stderr)[-2000:]}")
+        raise ValueError(
+            f"{what} could not be made: {' '.join(command)}\n{(done.stdout + done.stderr)[-2000:]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,13 @@ class MachinePeaks:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._program = Path(self._folder.name) / "machine_peaks"
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        compiler = (
+            os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        )
         if compiler is None:
-            raise ValueError("measuring the machine's peaks needs a C++ compiler (Debian: apt-get install g++)")
+            raise ValueError(
+                "measuring the machine's peaks needs a C++ compiler (Debian: apt-get install g++)"
+            )
         flags = ["-O3", "-std=c++20", "-pthread", "-march=native"]
         command = [compiler, *flags, str(SOURCE), "-o", str(self._program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

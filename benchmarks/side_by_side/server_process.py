@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 _POLL_S = 0.005
 _READY_WITHIN_S = 120.0
@@ -43,24 +44,34 @@ def serving(python: str, model: str, options: Sequence[str] = ()) -> Iterator[Se
     """A server that answers. Raises RuntimeError if it ends, or is not ready in two minutes."""
     port = _free_port()
     command = [python, "-m", "tightpack.cli.main", "serve", model, "--port", str(port), *options]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while not _healthy(port):
-            if process.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended: {process.communicate()[1].decode()[-2000:]}")
-            if time.perf_counter() - started > _READY_WITHIN_S:
-                raise RuntimeError(f"{' '.join(command)} was not ready in {_READY_WITHIN_S:.0f} s")
-            time.sleep(_POLL_S)
-        ready = time.perf_counter() - started
-        yield Served(f"http://127.0.0.1:{port}", port, process, started, ready)
-    finally:
-        process.terminate()
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            ready = _wait(process, port, started, command, log)
+            yield Served(f"http://127.0.0.1:{port}", port, process, started, ready)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(
+    process: subprocess.Popen[bytes], port: int, started: float, command: Sequence[str], log: IO[bytes]
+) -> float:
+    """Seconds from the start to the first 200 of /health."""
+    while not _healthy(port):
+        if process.poll() is not None:
+            log.seek(0)
+            said = log.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}:\n{said}")
+        if time.perf_counter() - started > _READY_WITHIN_S:
+            raise RuntimeError(f"{' '.join(command)} was not ready in {_READY_WITHIN_S:.0f} s")
+        time.sleep(_POLL_S)
+    return time.perf_counter() - started
 
 
 def _free_port() -> int:
