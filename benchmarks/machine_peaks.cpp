@@ -7,6 +7,9 @@
 //
 // Each figure is the best of several rounds: a ceiling is what the machine can do, not what it does on
 // average.
+#if !defined(__x86_64__)
+#error "machine_peaks knows the dot products of x86-64 only"
+#endif
 #include <immintrin.h>
 #include <sched.h>
 #include <sys/mman.h>

@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py --prepare --models DIR --llamacpp PYTHON          make the model files
     python benchmarks/peers.py --models DIR --llamacpp PYTHON --openvino PYTHON --vllm PYTHON
-                                                    measure, save results/peers-YYYY-MM-DD.json, write the tables
+        measure, save results/peers-YYYY-MM-DD.json, write the tables
     python benchmarks/peers.py --table              the tables alone, from the newest result
     python benchmarks/peers.py --check              exit 1 when the documents show anything else
 
@@ -27,7 +27,7 @@ from typing import Any
 from make_table import DATE, ROOT, newest, replace_between
 from side_by_side.figures import FIGURES, QUICK_SHAPES, ROWS, SHAPES, TIGHTPACK, Row, figures_of
 from side_by_side.models import ORIGINAL, prepare, read_geometry, streamed_bytes
-from side_by_side.roofline import MachinePeaks, Peaks, ceilings
+from side_by_side.roofline import MachinePeaks, ceilings
 from side_by_side.sitting import Protocol, RunnerError, has_http, measure_http, measure_row
 from side_by_side.table import document_tables, median_peaks, readme_table
 
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", type=Path, metavar="DIR", help="of the model files")
     parser.add_argument("--prepare", action="store_true", help="make the model files that DIR lacks")
     parser.add_argument(
-        "--source", type=Path, help="a GGUF file to prepare from; the bundled model if not given"
+        "--source", type=Path, help="a GGUF file to prepare from; without it, the bundled one"
     )
     parser.add_argument("--model-name", default="SmolLM2-135M", help="for the caption")
     parser.add_argument("--tightpack", default=sys.executable, metavar="PYTHON")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from runner_protocol import Job, run
 
-from tightpack import LLM, SamplingParams, __version__
+from tightpack import LLM, SamplingParams
 
 BLOCK_SIZE = 16
 
@@ -24,7 +25,7 @@ class Tightpack:
             "enable_prefix_caching": False,
         }
         self._llm = LLM(job.model, **defaults | job.settings)
-        self.version = f"{__version__} ({self._llm.engine.executor.description['backend']})"
+        self.version = f"{version('tightpack')} ({self._llm.engine.executor.description['backend']})"
 
     def prepare(self, streams: int, tokens: int) -> None:
         """The pool was sized on loading."""

@@ -1,4 +1,4 @@
-"""What is measured: the engines and weights, the shapes of work, and the figures that follow from the seconds.
+"""What is measured: engines and weights, shapes of work, and the figures that follow from the seconds.
 
 An engine is timed from outside only: seconds for the first token of every stream, and seconds for all tokens.
 Decoding is the difference of the two, for the output tokens after the first, in the same way for everybody.
@@ -38,26 +38,27 @@ class Row:
 
 
 TIGHTPACK = "tightpack"
+_OURS = {"policy": "continuous"}
 
 ROWS = (
-    Row(TIGHTPACK, TIGHTPACK, "Q4_0", 4, "q4_0.gguf", "int8"),
-    Row(TIGHTPACK, TIGHTPACK, "int4 g64", 4, "int4-g64", "int8"),
+    Row(TIGHTPACK, TIGHTPACK, "Q4_0", 4, "q4_0.gguf", "int8", settings=_OURS),
+    Row(TIGHTPACK, TIGHTPACK, "int4 g64", 4, "int4-g64", "int8", settings=_OURS),
     Row("llamacpp", "llama.cpp", "Q4_0", 4, "q4_0.gguf", "int8"),
     # Keys and values are 8-bit there by default.
     Row("openvino", "OpenVINO GenAI", "Q4_0", 4, "q4_0.gguf", "int8", kv_bytes=1),
     Row("vllm", "vLLM CPU", "W4A16 g64", 4, "int4-g64", "bf16"),
-    Row(TIGHTPACK, TIGHTPACK, "Q8_0", 8, "q8_0.gguf", "int8"),
-    Row(TIGHTPACK, TIGHTPACK, "W8A8", 8, "w8a8", "int8"),
+    Row(TIGHTPACK, TIGHTPACK, "Q8_0", 8, "q8_0.gguf", "int8", settings=_OURS),
+    Row(TIGHTPACK, TIGHTPACK, "W8A8", 8, "w8a8", "int8", settings=_OURS),
     Row("llamacpp", "llama.cpp", "Q8_0", 8, "q8_0.gguf", "int8"),
     Row("openvino", "OpenVINO GenAI", "Q8_0", 8, "q8_0.gguf", "int8", kv_bytes=1),
     Row("vllm", "vLLM CPU", "W8A8", 8, "w8a8", "int8"),
-    Row(TIGHTPACK, TIGHTPACK, "bf16", 16, "bf16", "bf16"),
+    Row(TIGHTPACK, TIGHTPACK, "bf16", 16, "bf16", "bf16", settings=_OURS),
     Row("llamacpp", "llama.cpp", "BF16", 16, "bf16.gguf", "bf16"),
     Row("vllm", "vLLM CPU", "bf16", 16, "bf16", "bf16"),
 )
 
-# Each shape: name, streams, prompt tokens, output tokens. The first prompt of the first one is also that of the
-# first token after the start.
+# Each shape: name, streams, prompt tokens, output tokens. The first one has the prompt length of the first
+# token after the start.
 ShapeTuple = tuple[str, int, int, int]
 SHAPES: tuple[ShapeTuple, ...] = (
     ("one", 1, 128, 128),

@@ -10,8 +10,8 @@ PROC = Path("/proc")
 def resident_bytes(pid: int, proc: Path = PROC) -> int:
     """Sum of the proportional set sizes of `pid` and its descendants.
 
-    For one process that is its resident size, shared libraries counted by the share that it has of them; for an
-    engine of several, nothing is counted twice. Processes that end meanwhile count nothing.
+    For one process that is its resident size, shared libraries counted by the share that it has of them; for
+    an engine of several, nothing is counted twice. Processes that end meanwhile count nothing.
     """
     return sum(_proportional_bytes(one, proc) for one in _with_descendants(pid, proc))
 

@@ -2,13 +2,12 @@
 
 Counted are the weights, read once a step, the keys and values of every stream's context, and two operations a
 weight and token. Attention's own operations, norms and sampling are left out, so that a share of 1 cannot be
-reached; nor can it be passed, unless an engine keeps its weights in fewer bytes than its checkpoint does.
+reached; nor can it be passed, unless caches or a tighter packing spare an engine bytes that its checkpoint has.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -28,13 +27,9 @@ class MachinePeaks:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._program = Path(self._folder.name) / "machine_peaks"
-        compiler = (
-            os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        )
+        compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if compiler is None:
-            raise ValueError(
-                "measuring the machine's peaks needs a C++ compiler (Debian: apt-get install g++)"
-            )
+            raise ValueError("the machine's peaks need a C++ compiler (Debian: apt-get install g++)")
         flags = ["-O3", "-std=c++20", "-pthread", "-march=native"]
         command = [compiler, *flags, str(SOURCE), "-o", str(self._program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,7 +64,7 @@ def ceilings(
     sizes = {name: sizes for name, *sizes in shapes}
     found = {}
     for figure in FIGURES:
-        if figure.shape is None:
+        if figure.shape not in sizes:
             continue
         streams, input_len, output_len = sizes[figure.shape]
         prefill = least(0, streams * input_len, streams)

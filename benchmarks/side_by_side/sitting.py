@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +23,7 @@ PEERS = Path(__file__).resolve().parent.parent / "peers"
 MAX_MODEL_LEN = 2048
 BLOCK_SIZE = 16
 SERVED_NAME = "model"
+_ENDS_WITHIN_S = 15
 
 
 class RunnerError(RuntimeError):
@@ -40,8 +44,9 @@ class Protocol:
 
     @property
     def kv_tokens(self) -> int:
-        """Positions for the largest shape, and a quarter more for blocks that are not full."""
-        return max(streams * (prompt + output) for _, streams, prompt, output in self.shapes) * 5 // 4 + 1024
+        """Positions for the largest shape and a quarter more, for blocks that are not full."""
+        most = max(streams * (prompt + output) for _, streams, prompt, output in self.shapes)
+        return max(most * 5 // 4, MAX_MODEL_LEN)
 
     @property
     def max_streams(self) -> int:
@@ -72,12 +77,18 @@ def run_job(command: Sequence[str], job: str) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         started = time.monotonic()
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
         try:
             return _follow(process, job, started, log)
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # an engine may have processes of its own
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
@@ -88,11 +99,9 @@ def _follow(process: subprocess.Popen[str], job: str, started: float, log: IO[st
     assert process.stdin is not None
     assert process.stdout is not None
     found: dict[str, Any] = {"seconds": {}}
-    try:
+    with suppress(BrokenPipeError):  # it has ended; why is in the log
         process.stdin.write(job + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it has ended; why is in the log
     for line in process.stdout:
         event = json.loads(line)
         kind = event.pop("event")
@@ -105,7 +114,8 @@ def _follow(process: subprocess.Popen[str], job: str, started: float, log: IO[st
         elif kind == "done":
             found["memory_mib"] = resident_bytes(process.pid) / 2**20
             process.stdin.close()  # the runner's sign to end
-            process.wait(timeout=60)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_ENDS_WITHIN_S)
             return found
     process.wait()
     log.seek(0)
