@@ -2,7 +2,7 @@
 
 Counted are the weights, read once a step, the keys and values of every stream's context, and two operations a
 weight and token. Attention's own operations, norms and sampling are left out, so that a share of 1 cannot be
-reached; nor can it be passed, unless caches or a tighter packing spare an engine bytes that its checkpoint has.
+reached. It can be passed only where caches, or a tighter packing, spare an engine bytes of its checkpoint.
 """
 
 from __future__ import annotations
