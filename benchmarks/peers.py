@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +47,8 @@ def measure(options: argparse.Namespace) -> None:
         shapes, report["protocol"]["threads"], report["protocol"]["repeats"], report["geometry"]["vocab_size"]
     )
     machine_peaks = MachinePeaks()
+    # Runners are in sessions of their own; unwinding ends them, so that none outlives this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     entries = {entry["key"]: entry for entry in report["rows"]}
     for number in range(1, options.rounds + 1):
         report["peaks"].append(machine_peaks.measure() | {"load_average": os.getloadavg()[0]})
