@@ -23,7 +23,8 @@ PEERS = Path(__file__).resolve().parent.parent / "peers"
 MAX_MODEL_LEN = 2048
 BLOCK_SIZE = 16
 SERVED_NAME = "model"
-_ENDS_WITHIN_S = 15
+# vLLM takes most of a minute, and killed before leaves hundreds of megabytes in shared memory.
+_ENDS_WITHIN_S = 120
 
 
 class RunnerError(RuntimeError):
