@@ -1,0 +1,129 @@
+"""Where the shapes of a workload come from: drawn, replayed from a trace, or a scenario's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tightpack.benchmarking.trace import read_trace
+from tightpack.benchmarking.workload import (
+    RequestShape,
+    arrive_at_once,
+    arrive_gamma,
+    at_rate,
+    fixed_lengths,
+    mixed_lengths,
+    shapes,
+    with_classes,
+)
+from tightpack.requests.service_class import ServiceClass
+
+
+class Traffic(Protocol):
+    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
+        """The requests at a rate (None: its own), and others of the same kind for each repeat from 0."""
+
+    def describe(self, rate: float | None) -> str:
+        """In a few words, for tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnTraffic:
+    """Fixed or long-tailed lengths; arrivals with gamma gaps, all at once without a rate.
+
+    Repeat i is drawn with seed + i. classes: shares of the requests; all are `standard` without.
+    """
+
+    count: int
+    input_len: int
+    output_len: int
+    mixed: bool = False
+    burstiness: float = 1.0
+    classes: Mapping[ServiceClass, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
+        seed = self.seed + repeat
+        if self.mixed:
+            lengths = mixed_lengths(self.count, self.input_len, self.output_len, seed)
+        else:
+            lengths = fixed_lengths(self.count, self.input_len, self.output_len)
+        if rate is None:
+            arrivals = arrive_at_once(self.count)
+        else:
+            arrivals = arrive_gamma(self.count, rate, self.burstiness, seed)
+        return _classed(shapes(lengths, arrivals), self.classes, seed)
+
+    def describe(self, rate: float | None) -> str:
+        if self.mixed:
+            lengths = f"mixed lengths (means about {self.input_len} in, {self.output_len} out)"
+        else:
+            lengths = f"{self.input_len} tokens in, {self.output_len} out"
+        coming = "all at once" if rate is None else f"{rate:g} a second"
+        if rate is not None and self.burstiness != 1:
+            coming += f" (burstiness {self.burstiness:g})"
+        return f"{self.count} requests, {lengths}, {coming}"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTraffic:
+    """A recorded trace; a rate scales its gaps to that mean. Repeat i is segment i of `count` requests.
+
+    Raises ValueError for a repeat beyond the end of the trace.
+    """
+
+    path: Path
+    count: int
+    time_scale: float = 1.0
+    length_scale: float = 1.0
+    skip: int = 0
+    classes: Mapping[ServiceClass, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
+        skip = self.skip + repeat * self.count
+        found = read_trace(self.path, self.count, self.time_scale, skip=skip, length_scale=self.length_scale)
+        if repeat and len(found) < self.count:
+            raise ValueError(
+                f"{self.path} ends within segment {repeat + 1} of {self.count} requests; ask for fewer"
+                " requests or repeats"
+            )
+        if rate is not None:
+            found = at_rate(found, rate)
+        return _classed(found, self.classes, self.seed + repeat)
+
+    def describe(self, rate: float | None) -> str:
+        found = self.shapes(None, 0)
+        which = f"the first {len(found)} requests"
+        if self.skip:
+            which = f"requests {self.skip + 1} to {self.skip + len(found)}"
+        words = [f"{which} of {self.path.name}"]
+        if rate is not None:
+            words.append(f"{rate:g} a second")
+        elif self.time_scale != 1:
+            words.append(f"gaps times {self.time_scale:g}")
+        if self.length_scale != 1:
+            words.append(f"lengths times {self.length_scale:g}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedTraffic:
+    """The same requests every time."""
+
+    description: str
+    requests: Sequence[RequestShape]
+
+    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
+        return list(self.requests) if rate is None else at_rate(self.requests, rate)
+
+    def describe(self, rate: float | None) -> str:
+        return self.description if rate is None else f"{self.description}, scaled to {rate:g} a second"
+
+
+def _classed(
+    found: list[RequestShape], classes: Mapping[ServiceClass, float], seed: int
+) -> list[RequestShape]:
+    return with_classes(found, classes, seed) if classes else found

@@ -1,0 +1,187 @@
+"""Runs what `tightpack bench` planned, shows it in the terminal, and makes its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tightpack.benchmarking.capacity import Capacity, Probe, capacity_to_json, find_capacity, probe_rate
+from tightpack.benchmarking.comparison import WARM_UP_REQUESTS, compare_policies, warm_up
+from tightpack.benchmarking.manifest import Conditions, manifest
+from tightpack.benchmarking.outcomes import Progress
+from tightpack.benchmarking.policy_run import PolicyRun, median_run
+from tightpack.benchmarking.report import to_json
+from tightpack.benchmarking.results_table import class_table, interval_notes, results_table, table_notes
+from tightpack.benchmarking.workload import Workload, build_workload
+from tightpack.cli.bench_plan import CapacitySearch, Plan
+from tightpack.cli.bench_target import Opened
+
+if TYPE_CHECKING:
+    from tightpack.progress import Advance
+
+
+def measure(
+    console: Console, status: Console, opened: Opened, plan: Plan, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything planned; returns the report. console: for results. status: for what passes."""
+    where = ", ".join(f"{key} {value}" for key, value in opened.executor.items())
+    console.print(f"[bold]{opened.name}[/bold]: {where}", highlight=False, soft_wrap=True)
+    workloads = _Workloads(opened, plan, arguments["seed"])
+    warmed = 0
+    if not arguments["no_warmup"]:
+        with status.status("warming up"):
+            workload = workloads.at(plan.rates[0], 0, purpose="warm-up")
+            warm_up(opened.target, plan.policies[0], workload)
+            warmed = min(WARM_UP_REQUESTS, len(workload.requests))
+    head = manifest(
+        model=opened.name,
+        label=arguments["label"] or opened.label,
+        executor=opened.executor,
+        arguments={**arguments, "limits": {name: dict(one) for name, one in plan.limits.items()}},
+        where=opened.where,
+    )
+    kv_cache = "unknown" if opened.fresh_prompts else "empty"
+    conditions = Conditions(warmed, opened.prefix_caching, kv_cache)
+    bars = Bars(hidden=status.quiet)
+    if plan.capacity is not None:
+        return _search(console, opened, plan, plan.capacity, workloads, arguments["repeats"], bars) | {
+            **head,
+            "conditions": asdict(conditions),
+        }
+    shown: list[Workload] = []
+    runs: list[list[PolicyRun]] = []
+    for rate in plan.rates:
+        repeats = [workloads.at(rate, repeat) for repeat in range(arguments["repeats"])]
+        found = compare_policies(opened.target, plan.policies, repeats, observer=bars)
+        _show(console, repeats[0], found, opened.max_model_len)
+        shown.append(repeats[0])
+        runs += found
+    return to_json(head, conditions, shown, runs)
+
+
+class _Workloads:
+    """Makes them; each with prompts of its own for a target that may remember those it has seen."""
+
+    def __init__(self, opened: Opened, plan: Plan, seed: int) -> None:
+        self._opened = opened
+        self._plan = plan
+        self._seed = seed
+        self._made = 0
+
+    def at(self, rate: float | None, repeat: int, purpose: str = "") -> Workload:
+        opened, plan = self._opened, self._plan
+        self._made += 1
+        seed = self._seed + repeat
+        named = f"{seed}/{purpose}/{self._made}" if opened.fresh_prompts or purpose else seed
+        description = plan.traffic.describe(rate)
+        if plan.clients is not None:
+            description = description.replace("all at once", f"{plan.clients} clients in closed loop")
+        return build_workload(
+            description,
+            plan.traffic.shapes(rate, repeat),
+            opened.vocabulary,
+            opened.max_model_len,
+            named,
+            clients=plan.clients,
+            rate=rate,
+        )
+
+
+def _search(
+    console: Console,
+    opened: Opened,
+    plan: Plan,
+    search: CapacitySearch,
+    workloads: _Workloads,
+    repeats: int,
+    bars: Bars,
+) -> dict[str, Any]:
+    level = search.level
+    console.print(
+        f"the largest rate at which {level.attainment:.4g} of requests meet the targets of their class, every"
+        f" first token comes within {level.max_ttft_s:g} s, and {level.batch_tokens:.4g} of the tokens of"
+        " requests without targets are served",
+        highlight=False,
+    )
+    found: list[list[Capacity]] = []
+    for policy in plan.policies:
+        found.append([])
+        for repeat in range(repeats):
+
+            def probe(rate: float, policy: str = policy, repeat: int = repeat) -> Probe:
+                workload = replace(workloads.at(rate, repeat), rate=rate)
+                bars.started(f"{policy} at {rate:.3g}/s", len(workload.requests))
+                one = probe_rate(opened.target, policy, workload, rate, level, bars.advance)
+                bars.stop()
+                _show_probe(console, one)
+                return one
+
+            start = found[-1][0].rate or search.start if found[-1] else search.start
+            capacity = find_capacity(policy, probe, start, resolution=search.resolution)
+            found[-1].append(capacity)
+            console.print(f"[bold]{policy}: {capacity.rate:.3g} requests/s[/bold]", highlight=False)
+    return capacity_to_json(search.level, search.resolution, workloads.at(search.start, 0), found)
+
+
+def _show_probe(console: Console, probe: Probe) -> None:
+    run, verdict = probe.run, probe.verdict
+    outcome = "met" if verdict.met else "; ".join(verdict.reasons)
+    if probe.given_up:
+        outcome = f"given up after {run.completed} of {run.requests}: can no longer be met"
+    console.print(
+        f"  {run.policy} at {probe.rate:.3g}/s: {verdict.attained:.1%} met; {outcome}", highlight=False
+    )
+
+
+def _show(console: Console, workload: Workload, runs: Sequence[Sequence[PolicyRun]], max_len: int) -> None:
+    shown = [median_run(repeated) for repeated in runs]
+    console.print(
+        f"{workload.description}; in all {workload.num_input_tokens} prompt tokens,"
+        f" {workload.num_output_tokens} output tokens",
+        highlight=False,
+    )
+    if workload.num_clipped:
+        clipped = f"{workload.num_clipped} of {len(workload.requests)} requests were clipped"
+        console.print(f"{clipped} to the context of {max_len} tokens.", style="yellow")
+    console.print(results_table(shown))
+    if len(shown[0].classes) > 1:
+        console.print(class_table(shown))
+    for note in (*table_notes(workload, shown), *interval_notes(runs)):
+        console.print(note, highlight=False)
+
+
+class Bars:
+    """A progress bar a run."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        self._hidden = hidden
+        self._stack = ExitStack()
+        self._advance: Advance | None = None
+        self._seen = (0, 0)
+
+    def started(self, policy: str, total: int) -> None:
+        from tightpack.progress import progress_bar
+
+        self._seen = (0, 0)
+        self._advance = self._stack.enter_context(progress_bar(total, f"{policy:15}", hidden=self._hidden))
+
+    def progressed(self, policy: str, progress: Progress) -> None:
+        del policy
+        self.advance(progress)
+
+    def advance(self, progress: Progress) -> None:
+        if self._advance is not None:
+            ended, tokens = self._seen
+            self._advance(progress.ended - ended, progress.output_tokens - tokens)
+            self._seen = (progress.ended, progress.output_tokens)
+
+    def ended(self, run: PolicyRun) -> None:
+        del run
+        self.stop()
+
+    def stop(self) -> None:
+        self._stack.close()
