@@ -82,7 +82,8 @@ def bench(
     # Imported here, so that other commands start without them.
     from rich.console import Console
 
-    from tightpack.benchmarking.html.page import read_reports, write_page
+    from tightpack.benchmarking.html.page import write_page
+    from tightpack.benchmarking.html.results import read_reports
     from tightpack.benchmarking.report import write_json
     from tightpack.cli.bench_plan import make_plan
     from tightpack.cli.bench_run import measure
@@ -115,7 +116,8 @@ def report(
 
     Example: `tightpack report bf16.json int4.json -o page.html`
     """
-    from tightpack.benchmarking.html.page import read_reports, write_page
+    from tightpack.benchmarking.html.page import write_page
+    from tightpack.benchmarking.html.results import read_reports
 
     check_writable(output, "--output")
     write_page(output, read_reports(results))

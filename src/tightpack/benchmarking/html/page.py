@@ -1,12 +1,149 @@
-"""page"""
+"""One self-contained page of one or several results: charts, the numbers behind them, where they come from.
 
-from collections.abc import Iterable
+Everything is inside the file: style, script and drawings; it asks the network for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+
+from tightpack.benchmarking.html import sections
+from tightpack.benchmarking.html.frame import colours
+from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.results import Record, Result, as_results, at_best_rate, gap
+from tightpack.benchmarking.html.tables import classes_table, provenance, results_table
+
+_TERMS = {
+    "TTFT": "time to first token: from the arrival of a request to its first token, waiting included.",
+    "TPOT": "time per output token: (last token − first token) / (output tokens − 1) of a request.",
+    "ITL": "inter-token latency: each gap between two tokens, those of all requests together.",
+    "Goodput": "requests a second that met every target of their service class.",
+}
 
 
-def read_reports(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    return []
+def write_page(path: Path, reports: Sequence[Record]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(reports), encoding="utf-8")
 
 
-def write_page(path: Path, reports: list[dict[str, Any]]) -> None: ...
+def render_page(reports: Sequence[Record]) -> str:
+    """reports: result files as `report.to_json` gives them, the one that others are held against first.
+
+    Raises ValueError without any run to show.
+    """
+    results = as_results(reports)
+    if not any(result.runs for result in results):
+        raise ValueError("there is nothing to show: no run of any result came to an end")
+    found = colours([run["policy"] for result in results for scene in result.scenes for run in scene.runs])
+    body = (
+        _header(results),
+        _tiles(results),
+        _numbers(results),
+        sections.goodput_and_throughput(results, found),
+        sections.precision(results),
+        sections.capacity(results, found),
+        sections.against_rate(results, found),
+        sections.latencies(results, found),
+        sections.timelines(results),
+        _how_to_read(results),
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        tag("title", text(f"{results[0].report['model']}: batching policies measured")),
+        f"<style>{_asset('page.css')}</style>",
+    )
+    script = f"<script>{_asset('page.js')}</script>"
+    whole = tag("html", tag("head", *head), tag("body", *body, script), lang="en")
+    return f"<!DOCTYPE html>{whole}\n"
+
+
+def _header(results: Sequence[Result]) -> str:
+    report = results[0].report
+    labels = " and ".join(result.label for result in results)
+    machine = report.get("machine", {})
+    where = report["executor"].get("device", "")
+    device = machine.get("cpu", where) if where in ("cpu", "") else where
+    lead = f"{labels} on {device}. {sections.capitalized(report['workload']['description'])}."
+    return tag("header", tag("h1", text(report["model"])), tag("p", text(lead), class_="lead"))
+
+
+def _tiles(results: Sequence[Result]) -> str:
+    shown = [(result, run) for result in results for run in at_best_rate(result.runs)]
+
+    def who(result: Result, run: Record) -> str:
+        return str(run["policy"]) if len(results) == 1 else f"{run['policy']}, {result.label}"
+
+    best = max(shown, key=lambda one: float(one[1]["goodput_requests_per_s"]))
+    fastest = max(shown, key=lambda one: float(one[1]["output_tokens_per_s"]))
+    tiles = [
+        _tile("Most requests in time", f"{best[1]['goodput_requests_per_s']:.2f}", "requests/s", who(*best)),
+        _tile("Most tokens", f"{fastest[1]['output_tokens_per_s']:,.0f}", "tokens/s", who(*fastest)),
+    ]
+    first = min(shown, key=lambda one: float(one[1]["ttft_s"]["p99"] or float("inf")))
+    if first[1]["ttft_s"]["p99"] is not None:
+        tiles.append(
+            _tile("Shortest p99 wait for a first token", f"{first[1]['ttft_s']['p99']:.2f}", "s", who(*first))
+        )
+    gaps = [(value, one) for one in shown if (value := gap(one[1], "itl_s", "p99")) is not None]
+    if gaps:
+        value, smoothest = min(gaps, key=lambda one: one[0])
+        tiles.append(_tile("Shortest p99 gap between tokens", f"{1000 * value:,.0f}", "ms", who(*smoothest)))
+    return tag("div", *tiles, class_="tiles")
+
+
+def _tile(what: str, figure: str, unit: str, who: str) -> str:
+    return tag(
+        "div",
+        tag("div", text(what), class_="what"),
+        tag("div", text(figure), " ", tag("small", text(unit)), class_="figure"),
+        tag("div", text(who), class_="who"),
+        class_="tile",
+    )
+
+
+def _numbers(results: Sequence[Result]) -> str:
+    tables = (results_table(results), classes_table(results))
+    return sections.section("In numbers", _numbers_about(results), *tables)
+
+
+def _numbers_about(results: Sequence[Result]) -> str:
+    targets = [
+        f"{name}: {_targets_in_words(one['ttft_s'], one['tpot_s'])}"
+        for name, one in results[0].report["workload"].get("service_classes", {}).items()
+    ]
+    words = f"Targets of the service classes: {'; '.join(targets)}." if targets else ""
+    rates = {run.get("rate") for run in results[0].runs}
+    if len(rates) > 1 and "capacity" not in results[0].report:
+        rate = at_best_rate(results[0].runs)[0]["rate"]
+        words += f" Of the rates tried, the one where goodput was largest is shown: {rate:g} requests/s."
+    if "capacity" in results[0].report:
+        words += " Each policy at its own capacity."
+    return words
+
+
+def _targets_in_words(ttft: float | None, tpot: float | None) -> str:
+    words = []
+    if ttft is not None:
+        words.append(f"TTFT up to {ttft:g} s")
+    if tpot is not None:
+        words.append(f"TPOT up to {1000 * tpot:g} ms")
+    return " and ".join(words) or "none"
+
+
+def _how_to_read(results: Sequence[Result]) -> str:
+    terms = "".join(tag("dt", text(name)) + tag("dd", text(meaning)) for name, meaning in _TERMS.items())
+    parts = [tag("dl", terms)]
+    for result in results:
+        if len(results) > 1:
+            parts.append(tag("h3", text(result.label)))
+        parts.append(provenance(result))
+    about = (
+        "A dash stands where a policy hands over all tokens of a request together: there are no gaps then."
+    )
+    return sections.section("What the words mean, and where the numbers come from", about, *parts)
+
+
+def _asset(name: str) -> str:
+    return files("tightpack.benchmarking.html").joinpath(name).read_text(encoding="utf-8")
