@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tightpack.benchmarking.outcomes import Outcome, Progress
@@ -14,6 +14,7 @@ from tightpack.benchmarking.target import Target
 from tightpack.benchmarking.workload import Workload
 from tightpack.latency.confidence import Interval
 from tightpack.latency.service_level import ServiceLevel, Verdict, has_targets, judge
+from tightpack.requests.request import FinishReason
 
 # Doublings or halvings before the search gives up: beyond a millionfold the first guess was no guess.
 _MOST_BRACKETING = 20
@@ -21,7 +22,7 @@ _MOST_BRACKETING = 20
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One rate tried. run: its numbers; those of a probe that was given up are of what had ended by then."""
+    """One rate tried. Verdict and numbers of a probe that was given up are of what had ended by then."""
 
     rate: float
     verdict: Verdict
@@ -98,7 +99,12 @@ def probe_rate(
     """Run a workload whose arrivals have this rate, until it is done or can no longer meet the level."""
     watch = _Hopeless(workload, level)
     drive = target.run(policy, workload, watch=watch, on_progress=on_progress)
-    verdict = judge([outcome.served for outcome in drive.outcomes], level)
+    if drive.given_up:
+        # What was dropped, or had not arrived, met nothing and missed nothing.
+        ended = [one for one in drive.outcomes if one.finish_reason not in (None, FinishReason.ABORT)]
+        verdict = replace(judge([one.served for one in ended], level), reasons=(watch.reason,))
+    else:
+        verdict = judge([one.served for one in drive.outcomes], level)
     return Probe(rate, verdict, PolicyRun.of(policy, drive), drive.given_up)
 
 
@@ -125,8 +131,7 @@ def capacity_to_json(
                     "rate": rounded(median.rate),
                     "unmet_rate": rounded(median.unmet_rate),
                     "interval": interval_to_json(Interval.of(one.rate for one in repeats)),
-                    "rates_of_repeats": [rounded(one.rate) for one in repeats],
-                    "probes": [_probe_to_json(probe) for one in repeats for probe in one.probes],
+                    "repeats": [_repeat_to_json(one) for one in repeats],
                 }
                 for median, repeats in zip(medians, found, strict=True)
             ],
@@ -137,6 +142,14 @@ def capacity_to_json(
 def _median(repeats: Sequence[Capacity]) -> Capacity:
     middle = statistics.median_low(one.rate for one in repeats)
     return next(one for one in repeats if one.rate == middle)
+
+
+def _repeat_to_json(one: Capacity) -> dict[str, Any]:
+    return {
+        "rate": rounded(one.rate),
+        "unmet_rate": rounded(one.unmet_rate),
+        "probes": [_probe_to_json(probe) for probe in one.probes],
+    }
 
 
 def _probe_to_json(probe: Probe) -> dict[str, Any]:
@@ -162,6 +175,7 @@ class _Hopeless:
         with_targets = sum(has_targets(one.shape.service_class) for one in workload.requests)
         self._misses_left = level.allowed_misses(with_targets)
         self._longest_wait = level.max_ttft_s
+        self.reason = ""
 
     def ended(self, outcome: Outcome) -> None:
         served = outcome.served
@@ -169,5 +183,8 @@ class _Hopeless:
             self._misses_left -= 1
 
     def gives_up(self, now: float, waiting_since: float | None) -> bool:
-        waited = 0.0 if waiting_since is None else now - waiting_since
-        return self._misses_left < 0 or waited > self._longest_wait
+        if self._misses_left < 0:
+            self.reason = "more requests missed their targets than may"
+        elif waiting_since is not None and now - waiting_since > self._longest_wait:
+            self.reason = f"a request waited over {self._longest_wait:g} s for its first token"
+        return bool(self.reason)

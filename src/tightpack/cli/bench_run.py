@@ -131,7 +131,7 @@ def _show_probe(console: Console, probe: Probe) -> None:
     run, verdict = probe.run, probe.verdict
     outcome = "met" if verdict.met else "; ".join(verdict.reasons)
     if probe.given_up:
-        outcome = f"given up after {run.completed} of {run.requests}: can no longer be met"
+        outcome = f"{verdict.reasons[0]} (given up after {run.completed} of {run.requests})"
     console.print(
         f"  {run.policy} at {probe.rate:.3g}/s: {verdict.attained:.1%} met; {outcome}", highlight=False
     )

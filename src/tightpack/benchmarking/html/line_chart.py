@@ -39,7 +39,7 @@ def line_chart(
     target: tuple[float, str] | None = None,
     diagonal: str | None = None,
     highest: float | None = None,
-    width: float = 320,
+    width: float = 312,
     height: float = 260,
 ) -> str:
     """title: what is drawn upwards, with its unit.

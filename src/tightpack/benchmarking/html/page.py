@@ -12,7 +12,7 @@ from pathlib import Path
 from tightpack.benchmarking.html import sections
 from tightpack.benchmarking.html.frame import colours
 from tightpack.benchmarking.html.markup import tag, text
-from tightpack.benchmarking.html.results import Record, Result, as_results, at_best_rate, gap
+from tightpack.benchmarking.html.results import Record, Result, as_results, gap, mean
 from tightpack.benchmarking.html.tables import classes_table, provenance, results_table
 
 _TERMS = {
@@ -65,31 +65,46 @@ def _header(results: Sequence[Result]) -> str:
     machine = report.get("machine", {})
     where = report["executor"].get("device", "")
     device = machine.get("cpu", where) if where in ("cpu", "") else where
-    lead = f"{labels} on {device}. {sections.capitalized(report['workload']['description'])}."
+    lead = f"{labels} on {device}. {sections.capitalized(_workload_in_words(results[0]))}."
     return tag("header", tag("h1", text(report["model"])), tag("p", text(lead), class_="lead"))
 
 
+def _workload_in_words(result: Result) -> str:
+    """That of the runs shown; where several rates were run, with their number."""
+    workloads = result.report.get("workloads", [result.report["workload"]])
+    rate = result.shown[0].get("rate")
+    shown = next((one for one in workloads if one.get("rate") == rate), workloads[0])
+    others = f" (and {len(workloads) - 1} other rates)" if len(workloads) > 1 else ""
+    return f"{shown['description']}{others}"
+
+
 def _tiles(results: Sequence[Result]) -> str:
-    shown = [(result, run) for result in results for run in at_best_rate(result.runs)]
+    shown = [(result, run) for result in results for run in result.shown]
 
     def who(result: Result, run: Record) -> str:
         return str(run["policy"]) if len(results) == 1 else f"{run['policy']}, {result.label}"
 
-    best = max(shown, key=lambda one: float(one[1]["goodput_requests_per_s"]))
-    fastest = max(shown, key=lambda one: float(one[1]["output_tokens_per_s"]))
+    def value(one: tuple[Result, Record], metric: str, missing: float) -> float:
+        found = mean(one[1], metric)
+        return missing if found is None else found
+
+    best = max(shown, key=lambda one: value(one, "goodput_requests_per_s", 0.0))
+    fastest = max(shown, key=lambda one: value(one, "output_tokens_per_s", 0.0))
+    first = min(shown, key=lambda one: value(one, "ttft_s.p99", float("inf")))
+    goodput, output = value(best, "goodput_requests_per_s", 0.0), value(fastest, "output_tokens_per_s", 0.0)
     tiles = [
-        _tile("Most requests in time", f"{best[1]['goodput_requests_per_s']:.2f}", "requests/s", who(*best)),
-        _tile("Most tokens", f"{fastest[1]['output_tokens_per_s']:,.0f}", "tokens/s", who(*fastest)),
+        _tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
+        _tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
     ]
-    first = min(shown, key=lambda one: float(one[1]["ttft_s"]["p99"] or float("inf")))
-    if first[1]["ttft_s"]["p99"] is not None:
-        tiles.append(
-            _tile("Shortest p99 wait for a first token", f"{first[1]['ttft_s']['p99']:.2f}", "s", who(*first))
-        )
-    gaps = [(value, one) for one in shown if (value := gap(one[1], "itl_s", "p99")) is not None]
+    wait = mean(first[1], "ttft_s.p99")
+    if wait is not None:
+        tiles.append(_tile("Shortest p99 wait for a first token", f"{wait:.2f}", "s", who(*first)))
+    gaps = [(found, one) for one in shown if (found := gap(one[1], "itl_s", "p99")) is not None]
     if gaps:
-        value, smoothest = min(gaps, key=lambda one: one[0])
-        tiles.append(_tile("Shortest p99 gap between tokens", f"{1000 * value:,.0f}", "ms", who(*smoothest)))
+        shortest, smoothest = min(gaps, key=lambda one: one[0])
+        tiles.append(
+            _tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
+        )
     return tag("div", *tiles, class_="tiles")
 
 
@@ -116,7 +131,7 @@ def _numbers_about(results: Sequence[Result]) -> str:
     words = f"Targets of the service classes: {'; '.join(targets)}." if targets else ""
     rates = {run.get("rate") for run in results[0].runs}
     if len(rates) > 1 and "capacity" not in results[0].report:
-        rate = at_best_rate(results[0].runs)[0]["rate"]
+        rate = results[0].shown[0]["rate"]
         words += f" Of the rates tried, the one where goodput was largest is shown: {rate:g} requests/s."
     if "capacity" in results[0].report:
         words += " Each policy at its own capacity."

@@ -31,6 +31,11 @@ class Result:
     def runs(self) -> Sequence[Record]:
         return self.scenes[0].runs
 
+    @property
+    def shown(self) -> list[Record]:
+        """A run a policy: each at its capacity where that was searched, else all at the best rate."""
+        return list(self.runs) if "capacity" in self.report else at_best_rate(self.runs)
+
 
 def read_reports(paths: Iterable[Path]) -> list[Record]:
     """Raises FileNotFoundError, and ValueError for what is no result of `tightpack bench`."""
@@ -65,8 +70,7 @@ def gap(run: Record, latency: str, which: str) -> float | None:
     """A latency between tokens; None for a run that handed over all tokens of a request together."""
     if run["itl_s"]["max"] == 0 or latency not in run:
         return None
-    value = run[latency][which]
-    return None if value is None else float(value)
+    return mean(run, f"{latency}.{which}")
 
 
 def interval(run: Record, metric: str) -> tuple[float, float] | None:

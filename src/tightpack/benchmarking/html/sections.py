@@ -10,11 +10,11 @@ from tightpack.benchmarking.html.frame import Style
 from tightpack.benchmarking.html.line_chart import Line, Point, line_chart
 from tightpack.benchmarking.html.markup import tag, text
 from tightpack.benchmarking.html.range_chart import Range, range_chart
-from tightpack.benchmarking.html.results import Record, Result, Scene, at_best_rate, gap, interval, mean
+from tightpack.benchmarking.html.results import Record, Result, Scene, gap, interval, mean
 from tightpack.benchmarking.html.timeline_chart import Timeline, timeline_chart
 
 Colours = Mapping[str, int]
-_VARIANT_COLOURS = (5, 6, 7, 0, 1, 2)
+_VARIANT_COLOURS = (0, 5, 7, 1, 6, 2)
 
 
 def section(title: str, about: str, *parts: str) -> str:
@@ -160,7 +160,8 @@ def capacity(results: Sequence[Result], colours: Colours) -> str:
         for one in found["policies"]:
             policy, around = one["policy"], one["interval"]
             bars.append(Bar(policy, one["rate"], f"c{colours[policy]}", around["low"], around["high"]))
-            points = [Point(p["rate"], 100 * p["attained"], hollow=not p["met"]) for p in one["probes"]]
+            probes = _median_probes(one)
+            points = [Point(p["rate"], 100 * p["attained"], hollow=not p["met"]) for p in probes]
             name = policy if len(searched) == 1 else f"{result.label}, {policy}"
             lines.append(Line(name, points, Style(colours[policy], index)))
         groups.append((result.label, bars))
@@ -216,7 +217,9 @@ def _timelines(results: Sequence[Result]) -> list[Timeline]:
     found = []
     best: str | None = None
     for result in results:
-        runs = [run for run in at_best_rate(_scene(result).runs) if run.get("timeline")]
+        scene = _scene(result)
+        runs = result.shown if scene is result.scenes[0] else scene.runs
+        runs = [run for run in runs if run.get("timeline")]
         if best is not None:
             runs = [run for run in runs if run["policy"] == best]
         elif runs:
@@ -274,7 +277,8 @@ def _capacity_table(searched: Sequence[tuple[Result, Any]]) -> str:
     rows = []
     for result, found in searched:
         for one in found["policies"]:
-            at = next((p for p in one["probes"] if p["met"] and p["rate"] == one["rate"]), None)
+            probes = _median_probes(one)
+            at = next((p for p in probes if p["met"] and p["rate"] == one["rate"]), None)
             name = one["policy"] if len(searched) == 1 else f"{result.label}, {one['policy']}"
             values = [f"{one['rate']:.3g}", "–" if one["unmet_rate"] is None else f"{one['unmet_rate']:.3g}"]
             if at is None:
@@ -287,14 +291,19 @@ def _capacity_table(searched: Sequence[tuple[Result, Any]]) -> str:
                     f"{100 * at['run']['longest_prompts_attained']:.1f}",
                     f"{100 * at['batch_tokens_served']:.1f}",
                 ]
-            values.append(str(len(one["probes"])))
+            values.append(str(len(probes)))
             rows.append(tag("tr", tag("td", text(name)), *(tag("td", text(value)) for value in values)))
     head = tag("tr", *(tag("th", title) for title in titles))
     return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
 
 
+def _median_probes(one: Record) -> Sequence[Record]:
+    """Those of the repeat whose capacity is the one reported."""
+    return next(repeat["probes"] for repeat in one["repeats"] if repeat["rate"] == one["rate"])
+
+
 def _shown(results: Sequence[Result]) -> list[tuple[Result, list[Record]]]:
-    return [(result, at_best_rate(result.runs)) for result in results]
+    return [(result, result.shown) for result in results]
 
 
 def _bar(run: Record, name: str, metric: str, colour: str) -> Bar:

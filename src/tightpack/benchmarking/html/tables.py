@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tightpack.benchmarking.html.markup import tag, text
-from tightpack.benchmarking.html.results import Record, Result, at_best_rate, gap, interval, mean
+from tightpack.benchmarking.html.results import Record, Result, gap, interval, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ _COLUMNS = (
 
 def results_table(results: Sequence[Result]) -> str:
     """A row a policy, at the rate of the largest goodput; the best of each column in bold."""
-    shown = [(result, run) for result in results for run in at_best_rate(result.runs)]
+    shown = [(result, run) for result in results for run in result.shown]
     head = [tag("th", "Policy")]
     head += [tag("th", text(one.title), "<br>", tag("small", text(one.unit))) for one in _COLUMNS]
     columns = [_cells(column, [run for _, run in shown]) for column in _COLUMNS]
@@ -65,7 +65,7 @@ def classes_table(results: Sequence[Result]) -> str:
     """A row a policy and service class; nothing where there is but one class."""
     rows = []
     for result in results:
-        for run in at_best_rate(result.runs):
+        for run in result.shown:
             classes = run.get("classes", ())
             if len(classes) < 2:
                 continue
@@ -90,7 +90,7 @@ def classes_table(results: Sequence[Result]) -> str:
     )
     head = tag("tr", *(tag("th", title) for title in titles))
     table = tag("table", tag("thead", head), tag("tbody", *rows))
-    return tag("div", table, class_="scroll")
+    return tag("div", table, class_="scroll classes")
 
 
 def provenance(result: Result) -> str:

@@ -10,7 +10,7 @@ from tightpack.benchmarking.html.frame import chart, label, x_axis, y_axis
 from tightpack.benchmarking.html.markup import number, tag
 from tightpack.benchmarking.html.scale import Scale, linear
 
-_LEFT, _RIGHT, _TOP, _STRIP, _GAP, _HEAD, _BETWEEN = 150, 16, 4, 54, 12, 30, 26
+_LEFT, _RIGHT, _TOP, _STRIP, _GAP, _HEAD, _BETWEEN = 128, 16, 4, 56, 20, 32, 24
 _COLUMNS = ("start_s", "elapsed_s", "prompt_tokens", "decodes")
 _STRIPS = ("prompt tokens", "decodes", "step time, ms")
 
