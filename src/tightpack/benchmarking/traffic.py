@@ -25,8 +25,12 @@ class Traffic(Protocol):
     def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
         """The requests at a rate (None: its own), and others of the same kind for each repeat from 0."""
 
-    def describe(self, rate: float | None) -> str:
-        """In a few words, for tables."""
+    def describe(self) -> str:
+        """The requests in a few words, without how they come."""
+
+    @property
+    def own_arrivals(self) -> str:
+        """How they come without a rate, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,17 @@ class DrawnTraffic:
             arrivals = arrive_gamma(self.count, rate, self.burstiness, seed)
         return _classed(shapes(lengths, arrivals), self.classes, seed)
 
-    def describe(self, rate: float | None) -> str:
+    def describe(self) -> str:
         if self.mixed:
             lengths = f"mixed lengths (means about {self.input_len} in, {self.output_len} out)"
         else:
             lengths = f"{self.input_len} tokens in, {self.output_len} out"
-        coming = "all at once" if rate is None else f"{rate:g} a second"
-        if rate is not None and self.burstiness != 1:
-            coming += f" (burstiness {self.burstiness:g})"
-        return f"{self.count} requests, {lengths}, {coming}"
+        bursts = "" if self.burstiness == 1 else f", burstiness {self.burstiness:g}"
+        return f"{self.count} requests, {lengths}{bursts}"
+
+    @property
+    def own_arrivals(self) -> str:
+        return "all at once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +100,17 @@ class TraceTraffic:
             found = at_rate(found, rate)
         return _classed(found, self.classes, self.seed + repeat)
 
-    def describe(self, rate: float | None) -> str:
-        found = self.shapes(None, 0)
-        which = f"the first {len(found)} requests"
+    def describe(self) -> str:
+        count = len(self.shapes(None, 0))
+        which = f"the first {count} requests"
         if self.skip:
-            which = f"requests {self.skip + 1} to {self.skip + len(found)}"
-        words = [f"{which} of {self.path.name}"]
-        if rate is not None:
-            words.append(f"{rate:g} a second")
-        elif self.time_scale != 1:
-            words.append(f"gaps times {self.time_scale:g}")
-        if self.length_scale != 1:
-            words.append(f"lengths times {self.length_scale:g}")
-        return ", ".join(words)
+            which = f"requests {self.skip + 1} to {self.skip + count}"
+        scaled = "" if self.length_scale == 1 else f", lengths times {self.length_scale:g}"
+        return f"{which} of {self.path.name}{scaled}"
+
+    @property
+    def own_arrivals(self) -> str:
+        return "as recorded" if self.time_scale == 1 else f"gaps times {self.time_scale:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,12 @@ class FixedTraffic:
     def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
         return list(self.requests) if rate is None else at_rate(self.requests, rate)
 
-    def describe(self, rate: float | None) -> str:
-        return self.description if rate is None else f"{self.description}, scaled to {rate:g} a second"
+    def describe(self) -> str:
+        return self.description
+
+    @property
+    def own_arrivals(self) -> str:
+        return ""
 
 
 def _classed(

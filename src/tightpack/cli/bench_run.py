@@ -72,14 +72,17 @@ class _Workloads:
         self._seed = seed
         self._made = 0
 
-    def at(self, rate: float | None, repeat: int, purpose: str = "") -> Workload:
+    def at(self, rate: float | None, repeat: int, purpose: str = "", coming: str = "") -> Workload:
+        """purpose: of a workload beside the measured ones. coming: how requests come, if not at the rate."""
         opened, plan = self._opened, self._plan
         self._made += 1
         seed = self._seed + repeat
         named = f"{seed}/{purpose}/{self._made}" if opened.fresh_prompts or purpose else seed
-        description = plan.traffic.describe(rate)
+        if not coming:
+            coming = plan.traffic.own_arrivals if rate is None else f"{rate:g} a second"
         if plan.clients is not None:
-            description = description.replace("all at once", f"{plan.clients} clients in closed loop")
+            coming = f"{plan.clients} clients in closed loop"
+        description = ", ".join(filter(None, (plan.traffic.describe(), coming)))
         return build_workload(
             description,
             plan.traffic.shapes(rate, repeat),
@@ -124,7 +127,9 @@ def _search(
             capacity = find_capacity(policy, probe, start, resolution=search.resolution)
             found[-1].append(capacity)
             console.print(f"[bold]{policy}: {capacity.rate:.3g} requests/s[/bold]", highlight=False)
-    return capacity_to_json(search.level, search.resolution, workloads.at(search.start, 0), found)
+    return capacity_to_json(
+        search.level, search.resolution, workloads.at(search.start, 0, coming="at the rates tried"), found
+    )
 
 
 def _show_probe(console: Console, probe: Probe) -> None:

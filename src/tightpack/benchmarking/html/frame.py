@@ -70,8 +70,6 @@ def chart(width: float, height: float, description: str, *parts: str) -> str:
 
 def short(value: float) -> str:
     """A number as an axis shows it."""
-    if value and abs(value) < 0.01:
-        return f"{value:.3g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.10g}" if value == round(value, 2) else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 0.01 else f"{round(value, 2):g}"

@@ -93,6 +93,7 @@ def _tiles(results: Sequence[Result]) -> str:
     first = min(shown, key=lambda one: value(one, "ttft_s.p99", float("inf")))
     goodput, output = value(best, "goodput_requests_per_s", 0.0), value(fastest, "output_tokens_per_s", 0.0)
     tiles = [
+        *_capacity_tile(results),
         _tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
         _tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
     ]
@@ -106,6 +107,18 @@ def _tiles(results: Sequence[Result]) -> str:
             _tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
         )
     return tag("div", *tiles, class_="tiles")
+
+
+def _capacity_tile(results: Sequence[Result]) -> list[str]:
+    found = [
+        (one["rate"], one["policy"] if len(results) == 1 else f"{one['policy']}, {result.label}")
+        for result in results
+        for one in result.report.get("capacity", {}).get("policies", ())
+    ]
+    if not found:
+        return []
+    rate, who = max(found, key=lambda one: float(one[0]))
+    return [_tile("Largest capacity", f"{rate:.2f}", "requests/s", who)]
 
 
 def _tile(what: str, figure: str, unit: str, who: str) -> str:
