@@ -110,6 +110,10 @@ def served_models(server: Server) -> list[dict[str, Any]]:
         raise OSError(f"{url} does not answer as an OpenAI-compatible server: {error}") from error
 
 
+class AnswerError(Exception):
+    """The server refused a request, or broke off its answer; the message is the server's."""
+
+
 class StreamedAnswer:
     """Times the tokens of one stream.
 
@@ -123,13 +127,13 @@ class StreamedAnswer:
         self._total: int | None = None
 
     def take(self, event: bytes, now: float) -> int:
-        """How many tokens the event brings. Raises RuntimeError for an error sent in the stream."""
+        """How many tokens the event brings. Raises AnswerError for an error sent in the stream."""
         if event == b"[DONE]":
             return 0
         chunk = json.loads(event)
         if "error" in chunk:
             error = chunk["error"]
-            raise RuntimeError(error.get("message", error) if isinstance(error, dict) else str(error))
+            raise AnswerError(error.get("message", error) if isinstance(error, dict) else str(error))
         usage, choices = chunk.get("usage"), chunk.get("choices") or ()
         times = self._outcome.token_times
         before = len(times)
@@ -150,9 +154,9 @@ class StreamedAnswer:
         return len(times) - before
 
     def end(self) -> None:
-        """The stream is over. Raises RuntimeError if it ended without a reason."""
+        """The stream is over. Raises AnswerError if it ended without a reason."""
         if self._outcome.finish_reason is None:
-            raise RuntimeError("the stream ended without a finish_reason")
+            raise AnswerError("the stream ended without a finish_reason")
         times = self._outcome.token_times
         if self._total is not None and self._last_chunk is not None:
             times.extend([self._last_chunk] * (self._total - len(times)))

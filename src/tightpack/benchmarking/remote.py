@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tightpack.benchmarking.openai_api import Server, StreamedAnswer
+from tightpack.benchmarking.openai_api import AnswerError, Server, StreamedAnswer
 from tightpack.benchmarking.outcomes import Drive, Outcome, Progress, Watch
 from tightpack.benchmarking.sse import EventParser
 from tightpack.benchmarking.workload import Workload
@@ -114,10 +114,11 @@ class _Run:
         self._silent[index] = outcome
         try:
             await self._stream(client, index, outcome)
+        except AnswerError as error:
+            outcome.finish_reason, outcome.error = FinishReason.ERROR, str(error)
         except Exception as error:
-            # Whatever fails, fails this request alone, and is reported with it.
-            outcome.finish_reason = FinishReason.ERROR
-            outcome.error = f"{type(error).__name__}: {error}"
+            # Whatever else fails, fails this request alone, and is reported with it.
+            outcome.finish_reason, outcome.error = FinishReason.ERROR, f"{type(error).__name__}: {error}"
         self._silent.pop(index, None)
         self._ended += 1
         if self._watch is not None:
@@ -132,7 +133,7 @@ class _Run:
         async with client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
                 await response.aread()
-                raise _RefusedError(_refusal(response))
+                raise AnswerError(_refusal(response))
             async for received in response.aiter_raw():
                 now = time.monotonic()
                 for event in parser.push(received):
@@ -161,13 +162,6 @@ class _Run:
         while True:
             await asyncio.sleep(0.25)
             self._maybe_give_up()
-
-
-class _RefusedError(Exception):
-    """The server answered with another status than 200."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -10,10 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from tightpack.benchmarking.html import sections
+from tightpack.benchmarking.html.capacity_section import capacity
 from tightpack.benchmarking.html.frame import colours
 from tightpack.benchmarking.html.markup import tag, text
 from tightpack.benchmarking.html.results import Record, Result, as_results, gap, mean
 from tightpack.benchmarking.html.tables import classes_table, provenance, results_table
+from tightpack.benchmarking.html.timeline_section import timelines
 
 _TERMS = {
     "TTFT": "time to first token: from the arrival of a request to its first token, waiting included.",
@@ -43,10 +45,10 @@ def render_page(reports: Sequence[Record]) -> str:
         _numbers(results),
         sections.goodput_and_throughput(results, found),
         sections.precision(results),
-        sections.capacity(results, found),
+        capacity(results, found),
         sections.against_rate(results, found),
         sections.latencies(results, found),
-        sections.timelines(results),
+        timelines(results),
         _how_to_read(results),
     )
     head = (

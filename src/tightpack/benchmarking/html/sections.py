@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.frame import Style
 from tightpack.benchmarking.html.line_chart import Line, Point, line_chart
 from tightpack.benchmarking.html.markup import tag, text
 from tightpack.benchmarking.html.range_chart import Range, range_chart
-from tightpack.benchmarking.html.results import Record, Result, Scene, gap, interval, mean
-from tightpack.benchmarking.html.timeline_chart import Timeline, timeline_chart
+from tightpack.benchmarking.html.results import Record, Result, gap, interval, mean
 
 Colours = Mapping[str, int]
 _VARIANT_COLOURS = (0, 5, 7, 1, 6, 2)
@@ -145,107 +143,13 @@ def against_rate(results: Sequence[Result], colours: Colours) -> str:
         "Latency against rate",
         "Below its capacity a policy serves what is offered; above it the queue grows, the first token waits"
         " ever longer, and goodput falls although every token is still computed." + _whiskers(results),
-        _key(results, colours),
+        policy_key(results, colours),
         tag("div", *charts, class_="row"),
     )
 
 
-def capacity(results: Sequence[Result], colours: Colours) -> str:
-    searched = [(result, result.report["capacity"]) for result in results if "capacity" in result.report]
-    if not searched:
-        return ""
-    groups, lines = [], []
-    for index, (result, found) in enumerate(searched):
-        bars = []
-        for one in found["policies"]:
-            policy, around = one["policy"], one["interval"]
-            bars.append(Bar(policy, one["rate"], f"c{colours[policy]}", around["low"], around["high"]))
-            probes = _median_probes(one)
-            points = [Point(p["rate"], 100 * p["attained"], hollow=not p["met"]) for p in probes]
-            name = policy if len(searched) == 1 else f"{result.label}, {policy}"
-            lines.append(Line(name, points, Style(colours[policy], index)))
-        groups.append((result.label, bars))
-    level = searched[0][1]["service_level"]
-    aim = 100 * level["attainment"]
-    charts = (
-        bar_chart("Capacity", "requests/s", groups),
-        line_chart(
-            "Requests that met their targets, %",
-            "offered rate, requests/s",
-            lines,
-            target=(aim, f"{aim:g} %"),
-            highest=100.0,
-            width=480,
-        ),
-    )
-    return section(
-        "Capacity",
-        f"The largest rate at which at least {aim:g} % of requests meet their targets, every first token"
-        f" comes within {level['max_ttft_s']:g} s, and {100 * level['batch_tokens']:g} % of the tokens of"
-        " requests without targets are served. Every rate tried is a point, hollow where that was not met.",
-        tag("div", *charts, class_="row"),
-        _key(results, colours),
-        _capacity_table(searched),
-    )
-
-
-def timelines(results: Sequence[Result]) -> str:
-    """The scene that shows most: a long prompt's where there is one. All policies of the first result, and of
-    the others the one that was best there."""
-    chosen = _timelines(results)
-    if not chosen:
-        return ""
-    drawn = timeline_chart(chosen, until_s=_common_end(chosen))
-    scene = _scene(results[0])
-    colours = [
-        ("prompt tokens alone", "prompt"),
-        ("decodes alone", "decode"),
-        ("a step with both", "mixed"),
-    ]
-    return section(
-        "Inside the batch",
-        f"{capitalized(scene.workload['description'])}. Every request that decodes gets one token a step, so"
-        " a step's time is the gap that its reader sees. A whole prompt in one step makes a step as long as"
-        " the prompt (red and wide); chunks make many steps of bounded length (red and low). All runs share"
-        " their axes.",
-        legend(colours),
-        tag("div", drawn, class_="scroll"),
-    )
-
-
-def _timelines(results: Sequence[Result]) -> list[Timeline]:
-    found = []
-    best: str | None = None
-    for result in results:
-        scene = _scene(result)
-        runs = result.shown if scene is result.scenes[0] else scene.runs
-        runs = [run for run in runs if run.get("timeline")]
-        if best is not None:
-            runs = [run for run in runs if run["policy"] == best]
-        elif runs:
-            best = max(runs, key=lambda run: float(run["output_tokens_per_s"]))["policy"]
-        for run in runs:
-            longest = 1000 * max(run["timeline"]["elapsed_s"])
-            note = f"{run['steps']:,} steps, the longest {longest:,.0f} ms"
-            p99 = gap(run, "itl_s", "p99")
-            if p99 is not None:
-                note += f"; p99 gap between tokens {1000 * p99:,.0f} ms"
-            name = run["policy"] if len(results) == 1 else f"{run['policy']}, {result.label}"
-            found.append(Timeline(name, note, run["timeline"]))
-    return found
-
-
-def _common_end(chosen: Sequence[Timeline]) -> float:
-    """Long timelines are cut in the file; the axis ends where the first of the cut ones does."""
-    cut = [one.end_s for one in chosen if len(one.columns["start_s"]) >= 2000]
-    return min(cut, default=max(one.end_s for one in chosen))
-
-
-def _scene(result: Result) -> Scene:
-    return result.scenes[-1]
-
-
-def _key(results: Sequence[Result], colours: Colours) -> str:
+def policy_key(results: Sequence[Result], colours: Colours) -> str:
+    """A legend of the policies' colours, and of the results' dashes where there are several."""
     policies = dict.fromkeys(run["policy"] for result in results for run in result.runs)
     entries = [(policy, f"c{colours[policy]} fill") for policy in policies]
     items = legend(entries)
@@ -266,40 +170,6 @@ def _key(results: Sequence[Result], colours: Colours) -> str:
         for index, result in enumerate(results)
     ]
     return items + tag("ul", *lines, class_="legend")
-
-
-def _capacity_table(searched: Sequence[tuple[Result, Any]]) -> str:
-    titles = (
-        *("Policy", "Capacity<br><small>requests/s</small>", "Not met at<br><small>requests/s</small>"),
-        *("Met targets<br><small>%</small>", "Longest gap p99<br><small>ms</small>"),
-        *("Longest prompts met<br><small>%</small>", "Batch tokens served<br><small>%</small>", "Probes"),
-    )
-    rows = []
-    for result, found in searched:
-        for one in found["policies"]:
-            probes = _median_probes(one)
-            at = next((p for p in probes if p["met"] and p["rate"] == one["rate"]), None)
-            name = one["policy"] if len(searched) == 1 else f"{result.label}, {one['policy']}"
-            values = [f"{one['rate']:.3g}", "–" if one["unmet_rate"] is None else f"{one['unmet_rate']:.3g}"]
-            if at is None:
-                values += ["–"] * 4
-            else:
-                longest = gap(at["run"], "longest_gap_s", "p99")
-                values += [
-                    f"{100 * at['attained']:.1f}",
-                    "–" if longest is None else f"{1000 * longest:,.0f}",
-                    f"{100 * at['run']['longest_prompts_attained']:.1f}",
-                    f"{100 * at['batch_tokens_served']:.1f}",
-                ]
-            values.append(str(len(probes)))
-            rows.append(tag("tr", tag("td", text(name)), *(tag("td", text(value)) for value in values)))
-    head = tag("tr", *(tag("th", title) for title in titles))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
-
-
-def _median_probes(one: Record) -> Sequence[Record]:
-    """Those of the repeat whose capacity is the one reported."""
-    return next(repeat["probes"] for repeat in one["repeats"] if repeat["rate"] == one["rate"])
 
 
 def _shown(results: Sequence[Result]) -> list[tuple[Result, list[Record]]]:
