@@ -1,6 +1,7 @@
 """The HTTP driver against a real server process, over an engine without a model.
 
-It answers with the prompt reversed; what a prompt begins with says what happens to it (tests/server/fake_engine.py).
+It answers with the prompt reversed; what a prompt begins with says what happens to it, as
+tests/server/fake_engine.py has it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def test_failures_and_refusals_are_outcomes(url: str) -> None:
 def test_a_server_that_is_not_there_fails_every_request() -> None:
     result = run("http://127.0.0.1:9", request("fine", 3))
     assert (result.outcomes[0].error or "").startswith("ConnectError")
-    with pytest.raises(OSError, match="http://127.0.0.1:9/v1/models does not answer"):
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/v1/models does not answer"):
         served_models(Server("http://127.0.0.1:9", ""))
 
 

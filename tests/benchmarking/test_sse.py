@@ -4,7 +4,12 @@ import pytest
 
 from tightpack.benchmarking.sse import EventParser
 
-STREAM = b': comment\ndata: {"a":\ndata: 1}\n\nevent: x\nid: 4\ndata:two\n\n\n\ndata: \xc3\xa9\r\n\r\ndata: [DONE]\n\n'
+STREAM = (
+    b': comment\ndata: {"a":\ndata: 1}\n\n'
+    b"event: x\nid: 4\ndata:two\n\n\n\n"
+    b"data: \xc3\xa9\r\n\r\n"
+    b"data: [DONE]\n\n"
+)
 EVENTS = [b'{"a":\n1}', b"two", "é".encode(), b"[DONE]"]
 
 

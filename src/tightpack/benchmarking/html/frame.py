@@ -53,10 +53,10 @@ def x_axis(scale: Scale, top: float, bottom: float, title: str, ticks: Sequence[
     return "".join(parts)
 
 
-def y_axis(scale: Scale, left: float, right: float, count: int = 4) -> str:
+def y_axis(scale: Scale, left: float, right: float, ticks: Sequence[float] | None = None) -> str:
     """Horizontal grid lines with their values at the left."""
     parts = []
-    for value in scale.ticks(count):
+    for value in scale.ticks(4) if ticks is None else ticks:
         parts.append(tag("line", x1=left, x2=right, y1=scale(value), y2=scale(value), class_="grid"))
         parts.append(label(left - 8, scale(value) + 4, short(value), "end"))
     return "".join(parts)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tightpack.benchmarking.html.frame import chart, label, short, x_axis
 from tightpack.benchmarking.html.markup import tag, text
-from tightpack.benchmarking.html.scale import logarithmic
+from tightpack.benchmarking.html.scale import Scale, logarithmic
 
-_LEFT, _RIGHT, _TOP, _ROW, _HEADING = 124, 16, 32, 30, 26
+_LEFT, _RIGHT, _TOP, _ROW, _HEADING = 124, 16, 44, 30, 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ def range_chart(
     return chart(width, y + 42, f"{title}: median, p90, p99 and largest", *frame, *parts)
 
 
-def _row(row: Range, xs: object, y: float, unit: str) -> str:
-    assert callable(xs)
+def _row(row: Range, xs: Scale, y: float, unit: str) -> str:
     if row.p50 is None or row.p90 is None or row.p99 is None or row.max is None or not row.max:
         return label(_LEFT + 6, y + 4.5, "–", kind="tick")
     p50, p90, p99, largest = (xs(value) for value in (row.p50, row.p90, row.p99, row.max))

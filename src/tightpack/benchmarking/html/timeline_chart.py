@@ -10,7 +10,7 @@ from tightpack.benchmarking.html.frame import chart, label, x_axis, y_axis
 from tightpack.benchmarking.html.markup import number, tag
 from tightpack.benchmarking.html.scale import Scale, linear
 
-_LEFT, _RIGHT, _TOP, _STRIP, _GAP, _HEAD, _BETWEEN = 128, 16, 4, 56, 20, 32, 24
+_LEFT, _RIGHT, _TOP, _STRIP, _GAP, _HEAD, _BETWEEN = 150, 16, 4, 56, 20, 32, 24
 _COLUMNS = ("start_s", "elapsed_s", "prompt_tokens", "decodes")
 _STRIPS = ("prompt tokens", "decodes", "step time, ms")
 
@@ -49,7 +49,7 @@ def timeline_chart(runs: Sequence[Timeline], *, until_s: float, width: float = 1
         for strip, high in enumerate(highest):
             ys = linear([high], y + _STRIP, y)
             parts.append(label(0, y + _STRIP / 2 + 4, _STRIPS[strip], kind="axis"))
-            parts.append(y_axis(ys, _LEFT, width - _RIGHT, 2))
+            parts.append(y_axis(ys, _LEFT, width - _RIGHT, (0.0, ys.high)))
             parts += _bars(run.columns, strip, xs, ys)
             y += _STRIP + _GAP
         parts.append(_readout(run, xs, top, y - _GAP))
