@@ -83,6 +83,7 @@ def refusal(command: object, *arguments: str) -> str:
         ("--attainment 0.9", "without --find-capacity there is no service level to meet; drop --attainment"),
         ("--find-capacity --attainment 99", "attainment must be a share above 0 and up to 1, got 99"),
         ("--find-capacity --rate 1,2", "--find-capacity starts at one --rate"),
+        ("--find-capacity --probe-seconds 0", "--probe-seconds must be above 0, got 0"),
         ("--find-capacity --resolution 2", "--resolution must lie between 0 and 1, got 2"),
         ("--scenario demo --find-capacity", "drop --find-capacity"),
         ("--url http://h --policies static", "--url measures a server"),

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tightpack.benchmarking.capacity import Probe, capacity_to_json, find_capacity, probe_rate
+from tightpack.benchmarking.capacity import Probe, capacity_to_json, find_capacity, probe_rate, requests_for
 from tightpack.benchmarking.target import InProcess
+from tightpack.benchmarking.traffic import DrawnTraffic
 from tightpack.benchmarking.workload import RequestShape, build_workload
 from tightpack.latency.service_level import ServiceLevel, Verdict
 from tightpack.requests.service_class import ServiceClass
@@ -50,8 +51,18 @@ def test_a_system_that_never_meets_its_level_has_no_capacity() -> None:
 
 def test_a_system_without_a_limit() -> None:
     found = search(float("inf"), 1.0)
-    assert found.rate == 2.0**20
+    assert found.rate == 2.0**12
     assert found.unmet_rate is None
+
+
+def test_a_rate_is_kept_up_for_a_while() -> None:
+    """By a burst of a few requests any rate would be met."""
+    assert [requests_for(rate, 30.0) for rate in (0.01, 1.0, 50.0)] == [2, 31, 1501]
+    traffic = DrawnTraffic(8, 16, 4)
+    shapes = traffic.shapes(50.0, 0, requests_for(50.0, 30.0))
+    assert len(shapes) == 1501
+    assert shapes[-1].arrival_s == pytest.approx(30.0, rel=0.1)
+    assert len(traffic.shapes(50.0, 0)) == 8
 
 
 def test_bad_searches() -> None:
@@ -97,7 +108,7 @@ def test_the_report_has_every_probe_and_a_run_at_capacity(probe) -> None:
         find_capacity("continuous", lambda rate: probe(rate, level, 100), start) for start in (1.0, 1.1)
     ]
     workload = build_workload("w", [RequestShape(0.0, 1, 1)], range(9), 64, 0)
-    report = json.loads(json.dumps(capacity_to_json(level, 0.05, workload, [repeats])))
+    report = json.loads(json.dumps(capacity_to_json(level, 0.05, 50.0, workload, [repeats])))
     [policy] = report["capacity"]["policies"]
     assert report["capacity"]["service_level"]["attainment"] == 0.9
     assert policy["rate"] == min(one.rate for one in repeats)
@@ -109,4 +120,4 @@ def test_the_report_has_every_probe_and_a_run_at_capacity(probe) -> None:
     assert run["rate"] == policy["rate"]
     assert run["attained"] >= 0.9
     never = replace(repeats[0], rate=0.0)
-    assert capacity_to_json(level, 0.05, workload, [[never]])["runs"] == []
+    assert capacity_to_json(level, 0.05, 50.0, workload, [[never]])["runs"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +17,8 @@ from tightpack.latency.confidence import Interval
 from tightpack.latency.service_level import ServiceLevel, Verdict, has_targets, judge
 from tightpack.requests.request import FinishReason
 
-# Doublings or halvings before the search gives up: beyond a millionfold the first guess was no guess.
-_MOST_BRACKETING = 20
+# Doublings or halvings before the search gives up: beyond the thousandfold the first guess was no guess.
+_MOST_BRACKETING = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ def _bracket(is_met: Callable[[float], bool], start: float) -> tuple[float, floa
     return (rate, None) if upwards else (0.0, rate)
 
 
+def requests_for(rate: float, seconds: float) -> int:
+    """How many requests keep a rate up for so long: a burst that is over before its queue has grown proves
+    nothing about a load that lasts."""
+    return math.ceil(rate * seconds) + 1
+
+
 def probe_rate(
     target: Target,
     policy: str,
@@ -109,10 +116,15 @@ def probe_rate(
 
 
 def capacity_to_json(
-    level: ServiceLevel, resolution: float, workload: Workload, found: Sequence[Sequence[Capacity]]
+    level: ServiceLevel,
+    resolution: float,
+    probe_s: float,
+    workload: Workload,
+    found: Sequence[Sequence[Capacity]],
 ) -> dict[str, Any]:
-    """The part of a result file that a search gives. found: for each policy, its repeats.
+    """The part of a result file that a search gives.
 
+    probe_s: how long the arrivals of a probe lasted at the least. found: for each policy, its repeats.
     `runs` are those at the median repeat's capacity; a policy that met the level at no rate has none.
     """
     medians = [_median(repeats) for repeats in found]
@@ -125,6 +137,7 @@ def capacity_to_json(
         "capacity": {
             "service_level": asdict(level),
             "resolution": resolution,
+            "probe_s": probe_s,
             "policies": [
                 {
                     "policy": median.policy,

@@ -22,8 +22,11 @@ from tightpack.requests.service_class import ServiceClass
 
 
 class Traffic(Protocol):
-    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
-        """The requests at a rate (None: its own), and others of the same kind for each repeat from 0."""
+    def shapes(self, rate: float | None, repeat: int, at_least: int = 1) -> list[RequestShape]:
+        """The requests at a rate (None: its own), and others of the same kind for each repeat from 0.
+
+        at_least: of so many requests, if it has them.
+        """
 
     def describe(self) -> str:
         """The requests in a few words, without how they come."""
@@ -48,16 +51,14 @@ class DrawnTraffic:
     classes: Mapping[ServiceClass, float] = field(default_factory=dict)
     seed: int = 0
 
-    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
-        seed = self.seed + repeat
+    def shapes(self, rate: float | None, repeat: int, at_least: int = 1) -> list[RequestShape]:
+        seed, count = self.seed + repeat, max(self.count, at_least)
         if self.mixed:
-            lengths = mixed_lengths(self.count, self.input_len, self.output_len, seed)
+            lengths = mixed_lengths(count, self.input_len, self.output_len, seed)
         else:
-            lengths = fixed_lengths(self.count, self.input_len, self.output_len)
-        if rate is None:
-            arrivals = arrive_at_once(self.count)
-        else:
-            arrivals = arrive_gamma(self.count, rate, self.burstiness, seed)
+            lengths = fixed_lengths(count, self.input_len, self.output_len)
+        together = arrive_at_once(count)
+        arrivals = together if rate is None else arrive_gamma(count, rate, self.burstiness, seed)
         return _classed(shapes(lengths, arrivals), self.classes, seed)
 
     def describe(self) -> str:
@@ -75,7 +76,8 @@ class DrawnTraffic:
 
 @dataclass(frozen=True, slots=True)
 class TraceTraffic:
-    """A recorded trace; a rate scales its gaps to that mean. Repeat i is segment i of `count` requests.
+    """A recorded trace; a rate scales its gaps to that mean. Repeat i is segment i of `count` requests, and
+    reaches into the next where more are asked for.
 
     Raises ValueError for a repeat beyond the end of the trace.
     """
@@ -88,9 +90,9 @@ class TraceTraffic:
     classes: Mapping[ServiceClass, float] = field(default_factory=dict)
     seed: int = 0
 
-    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
-        skip = self.skip + repeat * self.count
-        found = read_trace(self.path, self.count, self.time_scale, skip=skip, length_scale=self.length_scale)
+    def shapes(self, rate: float | None, repeat: int, at_least: int = 1) -> list[RequestShape]:
+        skip, count = self.skip + repeat * self.count, max(self.count, at_least)
+        found = read_trace(self.path, count, self.time_scale, skip=skip, length_scale=self.length_scale)
         if repeat and len(found) < self.count:
             raise ValueError(
                 f"{self.path} ends within segment {repeat + 1} of {self.count} requests; ask for fewer"
@@ -120,7 +122,7 @@ class FixedTraffic:
     description: str
     requests: Sequence[RequestShape]
 
-    def shapes(self, rate: float | None, repeat: int) -> list[RequestShape]:
+    def shapes(self, rate: float | None, repeat: int, at_least: int = 1) -> list[RequestShape]:
         return list(self.requests) if rate is None else at_rate(self.requests, rate)
 
     def describe(self) -> str:

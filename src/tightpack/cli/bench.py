@@ -63,6 +63,7 @@ def bench(
     longest_ttft: options.LongestTtftOption = None,
     batch_tokens: options.BatchTokensOption = None,
     resolution: options.ResolutionOption = None,
+    probe_seconds: options.ProbeSecondsOption = None,
     label: options.LabelOption = None,
     json_path: JsonOption = None,
     html_path: options.HtmlOption = None,

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 REQUESTS, CAPACITY_REQUESTS, INPUT_LEN, OUTPUT_LEN = 32, 128, 128, 64
+# Three times the wait that a queue may grow to: an overload of a third shows, a smaller one by its misses.
+PROBE_SECONDS = 36.0
 # Well under the default number of requests: with one batch for all there would be no policy to compare.
 MAX_NUM_SEQS = 8
 
@@ -130,6 +132,13 @@ BatchTokensOption = Annotated[
 ]
 ResolutionOption = Annotated[
     float | None, _capacity("How closely to search, relative to the rate.  [default: 0.05]")
+]
+ProbeSecondsOption = Annotated[
+    float | None,
+    _capacity(
+        "How long requests come at each rate tried, at the least; there are --requests at the least, too."
+        f"  [default: {PROBE_SECONDS:g}]"
+    ),
 ]
 LabelOption = Annotated[
     str | None, _results("The name of these results beside others.  [default: the precision]")

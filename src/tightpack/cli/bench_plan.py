@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tightpack.benchmarking.traffic import DrawnTraffic, FixedTraffic, TraceTraffic, Traffic
-from tightpack.cli.bench_options import CAPACITY_REQUESTS, INPUT_LEN, MAX_NUM_SEQS, OUTPUT_LEN, REQUESTS
+from tightpack.cli.bench_options import (
+    CAPACITY_REQUESTS,
+    INPUT_LEN,
+    MAX_NUM_SEQS,
+    OUTPUT_LEN,
+    PROBE_SECONDS,
+    REQUESTS,
+)
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.requests.arguments import nearest_hint
 from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD, ServiceClass
@@ -19,11 +26,12 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CapacitySearch:
-    """start: the first rate tried."""
+    """start: the first rate tried. probe_s: how long the arrivals at each rate last at the least."""
 
     level: ServiceLevel
     start: float
     resolution: float
+    probe_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +238,11 @@ def _rates(listed: str | None) -> tuple[float | None, ...]:
 
 
 def _capacity(arguments: Arguments) -> CapacitySearch | None:
-    names = ("attainment", "longest_ttft", "batch_tokens", "resolution")
+    names = ("attainment", "longest_ttft", "batch_tokens", "resolution", "probe_seconds")
     if not arguments["find_capacity"]:
         _refuse_beside(arguments, "without --find-capacity there is no service level to meet", *names)
         return None
-    attainment, longest_ttft, batch_tokens, resolution = (arguments[name] for name in names)
+    attainment, longest_ttft, batch_tokens, resolution, probe_s = (arguments[name] for name in names)
     default = ServiceLevel()
     level = ServiceLevel(
         attainment=default.attainment if attainment is None else attainment,
@@ -244,7 +252,8 @@ def _capacity(arguments: Arguments) -> CapacitySearch | None:
     resolution = 0.05 if resolution is None else resolution
     if not 0 < resolution < 1:
         raise ValueError(f"--resolution must lie between 0 and 1, got {resolution:g}")
-    return CapacitySearch(level, _rates(arguments["rate"])[0] or 1.0, resolution)
+    start = _rates(arguments["rate"])[0] or 1.0
+    return CapacitySearch(level, start, resolution, PROBE_SECONDS if probe_s is None else probe_s)
 
 
 def _check_numbers(arguments: Arguments) -> None:
@@ -258,7 +267,7 @@ def _check_numbers(arguments: Arguments) -> None:
         raise ValueError(f"--max-model-len must be at least 2, got {arguments['max_model_len']}")
     if arguments["trace_skip"] is not None and arguments["trace_skip"] < 0:
         raise ValueError(f"--trace-skip must be at least 0, got {arguments['trace_skip']}")
-    for name in ("time_scale", "length_scale", "burstiness"):
+    for name in ("time_scale", "length_scale", "burstiness", "probe_seconds"):
         if arguments[name] is not None and not 0 < arguments[name] < float("inf"):
             raise ValueError(f"{_spelled(name)} must be above 0, got {arguments[name]:g}")
 

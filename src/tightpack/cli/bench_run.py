@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tightpack.benchmarking.capacity import Capacity, Probe, capacity_to_json, find_capacity, probe_rate
+from tightpack.benchmarking.capacity import (
+    Capacity,
+    Probe,
+    capacity_to_json,
+    find_capacity,
+    probe_rate,
+    requests_for,
+)
 from tightpack.benchmarking.comparison import WARM_UP_REQUESTS, compare_policies, warm_up
 from tightpack.benchmarking.manifest import Conditions, manifest
 from tightpack.benchmarking.outcomes import Progress
@@ -72,8 +79,13 @@ class _Workloads:
         self._seed = seed
         self._made = 0
 
-    def at(self, rate: float | None, repeat: int, purpose: str = "", coming: str = "") -> Workload:
-        """purpose: of a workload beside the measured ones. coming: how requests come, if not at the rate."""
+    def at(
+        self, rate: float | None, repeat: int, *, purpose: str = "", coming: str = "", at_least: int = 1
+    ) -> Workload:
+        """purpose: of a workload beside the measured ones. coming: how requests come, if not at the rate.
+
+        at_least: of so many requests.
+        """
         opened, plan = self._opened, self._plan
         self._made += 1
         seed = self._seed + repeat
@@ -85,7 +97,7 @@ class _Workloads:
         description = ", ".join(filter(None, (plan.traffic.describe(), coming)))
         return build_workload(
             description,
-            plan.traffic.shapes(rate, repeat),
+            plan.traffic.shapes(rate, repeat, at_least),
             opened.vocabulary,
             opened.max_model_len,
             named,
@@ -105,9 +117,9 @@ def _search(
 ) -> dict[str, Any]:
     level = search.level
     console.print(
-        f"the largest rate at which {level.attainment:.4g} of requests meet the targets of their class, every"
-        f" first token comes within {level.max_ttft_s:g} s, and {level.batch_tokens:.4g} of the tokens of"
-        " requests without targets are served",
+        f"the largest rate, kept up for {search.probe_s:g} s, at which {100 * level.attainment:.4g} % of"
+        f" requests meet the targets of their class, every first token comes within {level.max_ttft_s:g} s, and"
+        f" {100 * level.batch_tokens:.4g} % of the tokens of requests without targets are served",
         highlight=False,
     )
     found: list[list[Capacity]] = []
@@ -116,7 +128,7 @@ def _search(
         for repeat in range(repeats):
 
             def probe(rate: float, policy: str = policy, repeat: int = repeat) -> Probe:
-                workload = replace(workloads.at(rate, repeat), rate=rate)
+                workload = workloads.at(rate, repeat, at_least=requests_for(rate, search.probe_s))
                 bars.started(f"{policy} at {rate:.3g}/s", len(workload.requests))
                 one = probe_rate(opened.target, policy, workload, rate, level, bars.advance)
                 bars.stop()
@@ -127,19 +139,16 @@ def _search(
             capacity = find_capacity(policy, probe, start, resolution=search.resolution)
             found[-1].append(capacity)
             console.print(f"[bold]{policy}: {capacity.rate:.3g} requests/s[/bold]", highlight=False)
-    return capacity_to_json(
-        search.level, search.resolution, workloads.at(search.start, 0, coming="at the rates tried"), found
-    )
+    shown = workloads.at(search.start, 0, coming="at the rates tried")
+    return capacity_to_json(level, search.resolution, search.probe_s, shown, found)
 
 
 def _show_probe(console: Console, probe: Probe) -> None:
     run, verdict = probe.run, probe.verdict
-    outcome = "met" if verdict.met else "; ".join(verdict.reasons)
-    if probe.given_up:
-        outcome = f"{verdict.reasons[0]} (given up after {run.completed} of {run.requests})"
-    console.print(
-        f"  {run.policy} at {probe.rate:.3g}/s: {verdict.attained:.1%} met; {outcome}", highlight=False
-    )
+    found = "meets the level" if verdict.met else f"no: {'; '.join(verdict.reasons)}"
+    dropped = f" (given up after {run.completed} of {run.requests} requests)" if probe.given_up else ""
+    tried = f"  {run.policy} at {probe.rate:.3g}/s: {verdict.attained:.1%} met their targets"
+    console.print(f"{tried}; {found}{dropped}", highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, workload: Workload, runs: Sequence[Sequence[PolicyRun]], max_len: int) -> None:
