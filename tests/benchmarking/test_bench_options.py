@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from tightpack.cli.bench import bench
-from tightpack.cli.bench_plan import make_plan, parse_service_class
+from tightpack.cli.bench_plan import make_plan, parse_mix
 from tightpack.cli.demo import demo
-from tightpack.requests.service_class import BATCH, INTERACTIVE, ServiceClass
+from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD, ServiceClass
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +73,14 @@ def refusal(command: object, *arguments: str) -> str:
         ("--clients 0", "--clients must be at least 1"),
         ("--clients 4 --rate 2", "--clients send when they are answered; drop --rate"),
         ("--clients 4 --find-capacity", "drop --find-capacity"),
-        ("--service-class :ttft=1", "has no name"),
-        ("--service-class chat:tfft=1", "there is no field 'tfft'; did you mean 'ttft'?"),
-        ("--service-class chat:ttft=soon", "ttft must be a number, got 'soon'"),
-        ("--service-class chat:ttft=0", "service class 'chat': ttft_s must be positive seconds"),
-        ("--service-class chat:share=-1", "the share must be 0 or more"),
-        ("--service-class chat:share=0", "one --service-class at least needs a share above 0"),
-        ("--service-class batch --service-class batch", "--service-class names batch twice"),
+        ("--service-class chat:ttft=1", "--service-class: no service class is named 'chat'; there are"),
+        ("--service-class standard:tfft=1", "has no setting 'tfft'; did you mean 'ttft'?"),
+        ("--service-class standard:ttft=soon", "ttft must be a number, got 'soon'"),
+        ("--service-class standard:ttft=0", "service class 'standard': ttft_s must be positive seconds"),
+        ("--service-class batch:ttft=9", "is about requests of which --mix has none"),
+        ("--mix standrad=1", "--mix: no service class is named 'standrad'; did you mean 'standard'?"),
+        ("--mix standard", "--mix takes shares such as interactive=0.7,batch=0.3, got 'standard'"),
+        ("--mix standard=0", "--mix: the share of standard must be above 0, got 0"),
         ("--attainment 0.9", "without --find-capacity there is no service level to meet; drop --attainment"),
         ("--find-capacity --attainment 99", "attainment must be a share above 0 and up to 1, got 99"),
         ("--find-capacity --rate 1,2", "--find-capacity starts at one --rate"),
@@ -102,15 +103,12 @@ def test_the_json_file_must_be_a_file(tmp_path: Path) -> None:
     assert "is a directory; name a file" in refusal(demo, "--json", str(tmp_path))
 
 
-def test_a_service_class_begins_with_its_usual_targets() -> None:
-    assert parse_service_class("interactive") == (INTERACTIVE, 1.0)
-    assert parse_service_class("batch:share=0.3") == (BATCH, 0.3)
-    assert parse_service_class("interactive:ttft=1,share=0.5") == (
-        ServiceClass("interactive", 1.0, 0.05),
-        0.5,
-    )
-    assert parse_service_class("interactive:tpot=none") == (ServiceClass("interactive", 0.5, None), 1.0)
-    assert parse_service_class("mine:tpot=0.2") == (ServiceClass("mine", None, 0.2), 1.0)
+def test_a_mix_of_classes_with_their_usual_targets_or_others() -> None:
+    assert parse_mix(None, ()) == {STANDARD: 1.0}
+    assert parse_mix("interactive=0.7,batch=0.3", ()) == {INTERACTIVE: 0.7, BATCH: 0.3}
+    slower = ServiceClass("interactive", 1.0, 0.05)
+    assert parse_mix("interactive=1", ["interactive:ttft=1"]) == {slower: 1.0}
+    assert parse_mix(None, ["standard:ttft=none,tpot=0.2"]) == {ServiceClass("standard", None, 0.2): 1.0}
 
 
 def test_repeats_beyond_the_end_of_a_trace_are_refused(tmp_path: Path) -> None:
@@ -125,7 +123,7 @@ def test_a_plan_holds_rates_classes_and_limits() -> None:
         "rate": "2,8,2",
         "policies": "continuous,chunked-prefill",
         "max_num_batched_tokens": 64,
-        "service_class": ["interactive:share=3", "batch:share=1"],
+        "mix": "interactive=3,batch=1",
         "seed": 5,
         "repeats": 1,
     }

@@ -39,6 +39,7 @@ def bench(
     time_scale: options.TimeScaleOption = None,
     length_scale: options.LengthScaleOption = None,
     service_class: options.ServiceClassOption = None,
+    mix: options.MixOption = None,
     scenario: options.ScenarioOption = None,
     seed: options.SeedOption = 0,
     max_num_seqs: options.MaxNumSeqsOption = None,

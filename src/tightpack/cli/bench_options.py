@@ -63,9 +63,16 @@ LengthScaleOption = Annotated[float | None, _workload("Multiply the trace's leng
 ServiceClassOption = Annotated[
     list[str] | None,
     _workload(
-        "A class of requests, its targets in seconds and its share of them, as"
-        " interactive:ttft=0.5,tpot=0.05,share=0.7; repeatable.  [default: all standard]",
+        "Targets of a service class in seconds, as interactive:ttft=0.5,tpot=0.05 (none drops one);"
+        " repeatable.",
         metavar="NAME:…",
+    ),
+]
+MixOption = Annotated[
+    str | None,
+    _workload(
+        "How many requests are of which class, as interactive=0.7,batch=0.3.  [default: all standard]",
+        metavar="NAME=SHARE,…",
     ),
 ]
 ScenarioOption = Annotated[

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +98,50 @@ def policy_names(listed: str | None) -> list[str]:
     return names
 
 
-def parse_service_class(text: str) -> tuple[ServiceClass, float]:
-    """A class and its share, from NAME:ttft=SECONDS,tpot=SECONDS,share=SHARE; `none` drops a target.
+def parse_mix(mix: str | None, changed: Sequence[str]) -> dict[ServiceClass, float]:
+    """The classes of a workload and their shares, from NAME=SHARE,… and from targets as NAME:ttft=…,tpot=….
 
-    interactive, standard and batch begin with their usual targets. Without a share it is 1.
+    Raises ValueError for a class that there is not, and for targets of one that the workload has none of.
     """
-    name, _, fields = text.partition(":")
-    known = {one.name: one for one in (INTERACTIVE, STANDARD, BATCH)}
-    if not name:
-        raise ValueError(
-            f"--service-class {text!r} has no name; write interactive:ttft=0.5,tpot=0.05,share=0.7"
-        )
-    start = known.get(name, ServiceClass(name))
-    values: dict[str, float | None] = {"ttft": start.ttft_s, "tpot": start.tpot_s, "share": 1.0}
-    for field in filter(None, fields.split(",")):
-        key, _, value = field.partition("=")
-        if key not in values:
-            hint = nearest_hint(key, list(values), "it takes")
-            raise ValueError(f"--service-class {text!r}: there is no field {key!r}; {hint}")
+    classes = {one.name: one for one in (INTERACTIVE, STANDARD, BATCH)}
+    for text in changed:
+        name, _, settings = text.partition(":")
+        classes[name] = _retargeted(_known(classes, name, "--service-class"), text, settings)
+    shares = {}
+    for part in ("standard=1" if mix is None else mix).split(","):
+        name, _, value = part.partition("=")
         try:
-            values[key] = None if value == "none" and key != "share" else float(value)
+            share = float(value)
+        except ValueError:
+            raise ValueError(f"--mix takes shares such as interactive=0.7,batch=0.3, got {mix!r}") from None
+        if not 0 < share < float("inf"):
+            raise ValueError(f"--mix: the share of {name} must be above 0, got {share:g}")
+        shares[_known(classes, name, "--mix")] = share
+    unused = [text for text in changed if text.partition(":")[0] not in {one.name for one in shares}]
+    if unused:
+        raise ValueError(f"--service-class {unused[0]!r} is about requests of which --mix has none")
+    return shares
+
+
+def _known(classes: Mapping[str, ServiceClass], name: str, option: str) -> ServiceClass:
+    if name not in classes:
+        hint = nearest_hint(name, list(classes), "there are")
+        raise ValueError(f"{option}: no service class is named {name!r}; {hint}")
+    return classes[name]
+
+
+def _retargeted(service_class: ServiceClass, text: str, settings: str) -> ServiceClass:
+    targets = {"ttft": service_class.ttft_s, "tpot": service_class.tpot_s}
+    for setting in settings.split(","):
+        key, _, value = setting.partition("=")
+        if key not in targets:
+            hint = nearest_hint(key, list(targets), "it takes")
+            raise ValueError(f"--service-class {text!r} has no setting {key!r}; {hint}")
+        try:
+            targets[key] = None if value == "none" else float(value)
         except ValueError:
             raise ValueError(f"--service-class {text!r}: {key} must be a number, got {value!r}") from None
-    share = values["share"]
-    if share is None or not (math.isfinite(share) and share >= 0):
-        raise ValueError(f"--service-class {text!r}: the share must be 0 or more")
-    return ServiceClass(name, values["ttft"], values["tpot"]), share
+    return replace(service_class, ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
 def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
@@ -158,7 +175,17 @@ def _scenario_plan(arguments: Arguments) -> Plan:
     _refuse_beside(
         arguments,
         "--scenario brings its own workload and limits",
-        *("requests", "input_len", "output_len", "mixed", "rate", "burstiness", "clients", "service_class"),
+        *(
+            "requests",
+            "input_len",
+            "output_len",
+            "mixed",
+            "rate",
+            "burstiness",
+            "clients",
+            "mix",
+            "service_class",
+        ),
         *("trace", "trace_skip", "time_scale", "length_scale", "find_capacity"),
         *("max_num_seqs", "max_num_batched_tokens", "max_model_len"),
     )
@@ -181,7 +208,7 @@ def _replayed(arguments: Arguments) -> TraceTraffic:
         time_scale=arguments["time_scale"] or 1.0,
         length_scale=arguments["length_scale"] or 1.0,
         skip=arguments["trace_skip"] or 0,
-        classes=_classes(arguments),
+        classes=parse_mix(arguments["mix"], arguments["service_class"] or ()),
         seed=arguments["seed"],
     )
     traffic.shapes(None, arguments["repeats"] - 1)  # is there so much of it?
@@ -202,24 +229,13 @@ def _drawn(arguments: Arguments, rates: tuple[float | None, ...]) -> DrawnTraffi
         output_len=arguments["output_len"] or OUTPUT_LEN,
         mixed=arguments["mixed"],
         burstiness=arguments["burstiness"] or 1.0,
-        classes=_classes(arguments),
+        classes=parse_mix(arguments["mix"], arguments["service_class"] or ()),
         seed=arguments["seed"],
     )
 
 
 def _count(arguments: Arguments) -> int:
     return int(arguments["requests"] or (CAPACITY_REQUESTS if arguments["find_capacity"] else REQUESTS))
-
-
-def _classes(arguments: Arguments) -> dict[ServiceClass, float]:
-    parsed = [parse_service_class(text) for text in arguments["service_class"] or ()]
-    names = [one.name for one, _ in parsed]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"--service-class names {twice} twice")
-    if parsed and not sum(share for _, share in parsed) > 0:
-        raise ValueError("one --service-class at least needs a share above 0")
-    return dict(parsed)
 
 
 def _rates(listed: str | None) -> tuple[float | None, ...]:

@@ -118,8 +118,8 @@ def _search(
     level = search.level
     console.print(
         f"the largest rate, kept up for {search.probe_s:g} s, at which {100 * level.attainment:.4g} % of"
-        f" requests meet the targets of their class, every first token comes within {level.max_ttft_s:g} s, and"
-        f" {100 * level.batch_tokens:.4g} % of the tokens of requests without targets are served",
+        f" requests meet the targets of their class, every first token comes within {level.max_ttft_s:g} s"
+        f" and {100 * level.batch_tokens:.4g} % of the tokens of requests without targets are served",
         highlight=False,
     )
     found: list[list[Capacity]] = []
