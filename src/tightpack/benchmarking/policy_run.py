@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tightpack.benchmarking.outcomes import Drive, Outcome
+from tightpack.benchmarking.outcomes import Drive
 from tightpack.benchmarking.step_records import StepRecord
 from tightpack.latency.confidence import Interval
+from tightpack.latency.service_level import ServedRequest
 from tightpack.latency.summary import (
     ClassSummary,
     LatencySummary,
@@ -71,8 +72,8 @@ class PolicyRun:
             output_tokens_per_s=throughput(summary.num_output_tokens, seconds),
             total_tokens_per_s=throughput(summary.num_output_tokens + input_tokens, seconds),
             goodput_per_s=goodput(latencies, [one.planned.shape.service_class for one in done], seconds),
-            attained=_attained(drive.outcomes),
-            longest_prompts_attained=_attained(longest_prompts(drive.outcomes)),
+            attained=_attained(served),
+            longest_prompts_attained=_attained(longest_prompts(served)),
             latency=summary,
             classes=summarize_by_class(
                 [one.latency for one in served], [one.service_class for one in served], seconds
@@ -94,9 +95,9 @@ class PolicyRun:
         return self.latency.itl_s.max == 0
 
 
-def longest_prompts(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def longest_prompts(requests: Sequence[ServedRequest]) -> list[ServedRequest]:
     """The tenth with the longest prompts, one at the least: a policy that sheds gives them up first."""
-    by_length = sorted(outcomes, key=lambda one: one.planned.shape.input_len, reverse=True)
+    by_length = sorted(requests, key=lambda one: one.prompt_tokens, reverse=True)
     return by_length[: max(1, len(by_length) // 10)]
 
 
@@ -133,6 +134,5 @@ def _metrics(runs: Sequence[PolicyRun]) -> dict[str, list[float | None]]:
     }
 
 
-def _attained(outcomes: Sequence[Outcome]) -> float:
-    served = [one.served for one in outcomes]
-    return sum(one.latency.meets(one.service_class) for one in served) / len(served)
+def _attained(requests: Sequence[ServedRequest]) -> float:
+    return sum(one.latency.meets(one.service_class) for one in requests) / len(requests)

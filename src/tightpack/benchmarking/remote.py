@@ -17,6 +17,7 @@ from tightpack.benchmarking.outcomes import Drive, Outcome, Progress, Watch
 from tightpack.benchmarking.sse import EventParser
 from tightpack.benchmarking.workload import Workload
 from tightpack.requests.request import FinishReason
+from tightpack.requests.service_class import STANDARD
 
 if TYPE_CHECKING:
     import httpx
@@ -57,8 +58,8 @@ class _Run:
         self._workload = workload
         self._on_progress = on_progress
         self._watch = watch
-        classes = {one.shape.service_class for one in workload.requests}
-        self._name_tier = len(classes) > 1
+        classes = {one.shape.service_class.name for one in workload.requests}
+        self._name_tier = classes != {STANDARD.name}
         self._sent = self._ended = self._output_tokens = 0
         self._silent: dict[int, Outcome] = {}
         self._over = asyncio.Event()

@@ -76,7 +76,8 @@ def bench(
     Prompts are random tokens, and every request gives exactly the output asked for, greedily. Requests come
     when they are due whether the engine is ready for them or not (open loop), so waiting is measured.
 
-    Example: `tightpack bench --requests 32 --input-len 128 --output-len 64 --mixed --rate 4 --json run.json`
+    Examples: `tightpack bench --requests 64 --mixed --rate 1,2,4 --json run.json --html run.html`;
+    `tightpack bench --find-capacity --mixed`; `tightpack bench --url http://127.0.0.1:8000 --clients 8`
     """
     given = locals()
     arguments = {name: _plain(value) for name, value in given.items() if name not in _UNRECORDED}
@@ -104,6 +105,8 @@ def bench(
         write_json(json_path, result)
         status.print(f"wrote {json_path}", soft_wrap=True)
     if html_path is not None:
+        if not result["runs"]:
+            raise ValueError(f"no page at {html_path}: no policy met the service level at any rate tried")
         write_page(html_path, [*earlier, result])
         status.print(f"wrote {html_path}", soft_wrap=True)
 

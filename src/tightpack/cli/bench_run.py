@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -168,6 +169,10 @@ def _show(console: Console, workload: Workload, runs: Sequence[Sequence[PolicyRu
         console.print(note, highlight=False)
 
 
+# Steps of a simulation follow each other faster than a bar can be drawn.
+_REDRAWN_EVERY_S = 0.05
+
+
 class Bars:
     """A progress bar a run."""
 
@@ -176,6 +181,7 @@ class Bars:
         self._stack = ExitStack()
         self._advance: Advance | None = None
         self._seen = (0, 0)
+        self._drawn = 0.0
 
     def started(self, policy: str, total: int) -> None:
         from tightpack.progress import progress_bar
@@ -188,10 +194,14 @@ class Bars:
         self.advance(progress)
 
     def advance(self, progress: Progress) -> None:
-        if self._advance is not None:
-            ended, tokens = self._seen
-            self._advance(progress.ended - ended, progress.output_tokens - tokens)
-            self._seen = (progress.ended, progress.output_tokens)
+        now = time.monotonic()
+        too_soon = progress.ended < progress.total and now < self._drawn + _REDRAWN_EVERY_S
+        if self._advance is None or too_soon:
+            return
+        ended, tokens = self._seen
+        self._advance(progress.ended - ended, progress.output_tokens - tokens)
+        self._seen = (progress.ended, progress.output_tokens)
+        self._drawn = now
 
     def ended(self, run: PolicyRun) -> None:
         del run

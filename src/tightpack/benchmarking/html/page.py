@@ -35,8 +35,8 @@ def render_page(reports: Sequence[Record]) -> str:
 
     Raises ValueError without any run to show.
     """
-    results = as_results(reports)
-    if not any(result.runs for result in results):
+    results = [result for result in as_results(reports) if result.runs]
+    if not results:
         raise ValueError("there is nothing to show: no run of any result came to an end")
     found = colours([run["policy"] for result in results for scene in result.scenes for run in scene.runs])
     body = (

@@ -49,9 +49,10 @@ def goodput_and_throughput(results: Sequence[Result], colours: Colours) -> str:
 
 def precision(results: Sequence[Result]) -> str:
     """What a precision buys under each policy: the results' bars side by side."""
-    if len(results) < 2:
+    named = [run["policy"] for _, runs in _shown(results) for run in runs]
+    policies = [policy for policy in dict.fromkeys(named) if named.count(policy) > 1]
+    if not policies:
         return ""
-    policies = list(dict.fromkeys(run["policy"] for _, runs in _shown(results) for run in runs))
 
     def groups(metric: str) -> list[tuple[str, list[Bar]]]:
         found = []
