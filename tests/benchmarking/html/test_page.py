@@ -186,7 +186,7 @@ def test_several_results_are_set_side_by_side() -> None:
     assert {"bfloat16", "int4", "int4 (2)"} <= set(page.texts["text"])
     dashes = {found.get("stroke-dasharray") for found in page.having("line")}
     assert len(dashes) == 3
-    # All policies of the first, the fastest of the others.
+    # All policies of the first, the smoothest of the others.
     assert len(page.having("field")) == 3 + 1 + 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tightpack.benchmarking.html.frame import chart, label, x_axis, y_axis
-from tightpack.benchmarking.html.markup import number, tag
+from tightpack.benchmarking.html.markup import number, tag, text
 from tightpack.benchmarking.html.scale import Scale, linear
 
 _LEFT, _RIGHT, _TOP, _STRIP, _GAP, _HEAD, _BETWEEN = 150, 16, 4, 56, 20, 32, 24
@@ -42,8 +42,8 @@ def timeline_chart(runs: Sequence[Timeline], *, until_s: float, width: float = 1
     parts: list[str] = []
     y: float = _TOP
     for index, run in enumerate(runs):
-        parts.append(label(0, y + 14, run.name, kind="heading"))
-        parts.append(label(_LEFT, y + 14, run.note, kind="note"))
+        name = tag("tspan", text(run.name), class_="heading")
+        parts.append(tag("text", name, tag("tspan", text(run.note), dx=16, class_="note"), x=0, y=y + 14))
         y += _HEAD
         top = y
         for strip, high in enumerate(highest):

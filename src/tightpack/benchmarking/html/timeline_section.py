@@ -13,7 +13,7 @@ from tightpack.benchmarking.report import TIMELINE_STEPS
 
 def timelines(results: Sequence[Result]) -> str:
     """The scene that shows most: a long prompt's where there is one. All policies of the first result, and of
-    the others the one that was best there."""
+    the others the one whose gaps between tokens were smallest there."""
     chosen = _timelines(results)
     if not chosen:
         return ""
@@ -45,7 +45,7 @@ def _timelines(results: Sequence[Result]) -> list[Timeline]:
         if best is not None:
             runs = [run for run in runs if run["policy"] == best]
         elif runs:
-            best = max(runs, key=lambda run: float(run["output_tokens_per_s"]))["policy"]
+            best = min(runs, key=lambda run: gap(run, "itl_s", "p99") or float("inf"))["policy"]
         for run in runs:
             longest = 1000 * max(run["timeline"]["elapsed_s"])
             note = f"{run['steps']:,} steps, the longest {longest:,.0f} ms"
