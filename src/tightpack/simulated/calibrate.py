@@ -12,6 +12,7 @@ from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.serving_loop.executor import Executor
 from tightpack.simulated.designed_steps import Rows, StepTimer, grid_steps, random_steps
 from tightpack.simulated.fitted import FitError, FittedCostModel, fit
+from tightpack.simulated.loop_time import measure_loop
 from tightpack.simulated.step_work import StepWork
 
 
@@ -78,4 +79,8 @@ def calibrate(
     }
     model = fit(work[: len(learned)], seconds[: len(learned)], windows, described)
     unseen, taken = work[len(learned) :], seconds[len(learned) :]
-    return replace(model, error=FitError.of([model.seconds(one) for one in unseen], taken))
+    return replace(
+        model,
+        loop=measure_loop(limits),
+        error=FitError.of([model.executor_seconds(one) for one in unseen], taken),
+    )

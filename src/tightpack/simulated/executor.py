@@ -1,4 +1,4 @@
-"""The executor that computes nothing: it asks a cost model how long the step takes and lets that time pass."""
+"""The executor that computes nothing: it asks a cost model how long a step takes and lets that time pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class SimulatedExecutor:
     Every request gets the smallest token id that does not end it, so its output is as long as it may be.
     """
 
-    def __init__(self, cost_model: CostModel, clock: VirtualClock, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, cost_model: CostModel, clock: VirtualClock, *, num_blocks: int, block_size: int
+    ) -> None:
         self._cost_model = cost_model
         self._clock = clock
         self._num_blocks = num_blocks
@@ -40,7 +42,7 @@ class SimulatedExecutor:
         return {"backend": "simulated", **self._cost_model.description}
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Every chunk takes part in the step's time, also one of a request that fails for its log-probabilities."""
+        """Let the step's time pass. Requests for log-probabilities fail, and take part in the time."""
         seconds = self._cost_model.step_seconds(plan)
         self._clock.advance(seconds)
         sampled, failed = {}, {}

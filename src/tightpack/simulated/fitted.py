@@ -6,7 +6,8 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from tightpack.requests.arguments import refuse_unknown, strict_keywords
 from tightpack.scheduling.plan import StepPlan
+from tightpack.simulated.loop_time import LoopTime
 from tightpack.simulated.non_negative import Vector, non_negative_least_squares
 from tightpack.simulated.step_work import StepWork
 
@@ -23,13 +25,15 @@ FORMAT = "tightpack cost model 1"
 @strict_keywords
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCost:
-    """Seconds in all layers of one attention window (None: everything before): a position that a decode reads,
-    one that a prompt chunk reads back from the KV cache, a (query, key) pair of a prompt."""
+    """Seconds in all layers of one attention window (None: everything before), for each count of `StepWork`:
+    a position that a decode reads, one that a prompt chunk reads back from the KV cache, a pair within the
+    chunk, a pair with what was cached."""
 
     window: int | None
     decode_position_s: float
     prompt_position_s: float
-    prompt_pair_s: float
+    own_pair_s: float
+    cached_pair_s: float
 
 
 @strict_keywords
@@ -60,11 +64,13 @@ class FitError:
 @strict_keywords
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedCostModel:
-    """A `CostModel`: step_s(tokens) + samples * sample_s + decodes * decode_s + prompts * prompt_s + attention.
+    """A `CostModel`: step_s(tokens) + samples * sample_s + decodes * decode_s + prompts * prompt_s +
+    attention, and what the serving loop takes between two steps.
 
     token_counts, step_s: points of the curve, the fixed time of a step included; straight lines between them,
         and the last one goes on. Cache effects and blocked kernels bend it either way; it never falls.
     sample_s: the head and the sampling of one row. decode_s, prompt_s: what a chunk costs beside its tokens.
+    loop: planning, committing and publishing, which the executor does not see.
     """
 
     token_counts: tuple[int, ...]
@@ -73,6 +79,7 @@ class FittedCostModel:
     decode_s: float
     prompt_s: float
     attention: tuple[AttentionCost, ...]
+    loop: LoopTime = field(default_factory=LoopTime)
     manifest: Mapping[str, Any]
     error: FitError | None = None
 
@@ -87,20 +94,22 @@ class FittedCostModel:
 
     @property
     def description(self) -> Mapping[str, str]:
-        executor = self.manifest.get("executor", {})
-        return {"cost_model": "fitted", **{name: str(value) for name, value in executor.items()}}
+        executor = {name: str(value) for name, value in self.manifest.get("executor", {}).items()}
+        return {"cost_model": f"fitted on {executor.pop('backend', 'unknown')}", **executor}
 
     def step_seconds(self, plan: StepPlan) -> float:
-        return self.seconds([StepWork.of(plan.chunks, cost.window) for cost in self.attention])
+        executor_s = self.executor_seconds([StepWork.of(plan.chunks, cost.window) for cost in self.attention])
+        return executor_s + self.loop.step_s + len(plan.chunks) * self.loop.chunk_s
 
-    def seconds(self, work: Sequence[StepWork]) -> float:
-        """work: of the same chunks under the window of each of `attention`."""
+    def executor_seconds(self, work: Sequence[StepWork]) -> float:
+        """`StepResult.elapsed_s` of a step. work: of its chunks under the window of each of `attention`."""
         rows = work[0]
         seconds = self._curve(rows.tokens)
         seconds += rows.samples * self.sample_s + rows.decodes * self.decode_s + rows.prompts * self.prompt_s
         for cost, read in zip(self.attention, work, strict=True):
             seconds += read.decode_context * cost.decode_position_s
-            seconds += read.prompt_context * cost.prompt_position_s + read.prompt_pairs * cost.prompt_pair_s
+            seconds += read.prompt_context * cost.prompt_position_s
+            seconds += read.own_pairs * cost.own_pair_s + read.cached_pairs * cost.cached_pair_s
         return seconds
 
     def to_json(self) -> str:
@@ -113,17 +122,20 @@ class FittedCostModel:
             stored = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(stored, dict) or stored.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}; `tightpack calibrate-cost` writes one")
-            missing = [f.name for f in fields(cls) if f.name not in stored and f.name != "error"]
+            missing = [
+                f.name for f in fields(cls) if f.name not in stored and f.name not in ("error", "loop")
+            ]
             if missing:
                 raise ValueError(f"{missing[0]} is missing")
             refuse_unknown("a cost model", stored, [f.name for f in fields(cls)])
-            error = stored.get("error")
+            error, loop = stored.get("error"), stored.get("loop", {})
             return cls(
                 **stored
                 | {
                     "token_counts": tuple(stored["token_counts"]),
                     "step_s": tuple(stored["step_s"]),
                     "attention": tuple(AttentionCost(**cost) for cost in stored["attention"]),
+                    "loop": LoopTime(**loop),
                     "error": None if error is None else FitError(**error),
                 }
             )
@@ -168,9 +180,10 @@ def fit(
         attention=tuple(
             AttentionCost(
                 window=window,
-                decode_position_s=reads[3 * i],
-                prompt_position_s=reads[3 * i + 1],
-                prompt_pair_s=reads[3 * i + 2],
+                decode_position_s=reads[4 * i],
+                prompt_position_s=reads[4 * i + 1],
+                own_pair_s=reads[4 * i + 2],
+                cached_pair_s=reads[4 * i + 3],
             )
             for i, window in enumerate(windows)
         ),
@@ -187,8 +200,8 @@ def _features(work: Sequence[StepWork], counts: Sequence[int]) -> list[float]:
     """1, how far the tokens reach into each stretch of the curve, then the counts that have a price each."""
     rows = work[0]
     values: list[float] = [1.0]
-    values += [min(max(rows.tokens - low, 0), high - low) for low, high in zip(counts, counts[1:], strict=False)]
+    values += [min(max(rows.tokens - low, 0), high - low) for low, high in pairwise(counts)]
     values += [rows.samples, rows.decodes, rows.prompts]
     for read in work:
-        values += [read.decode_context, read.prompt_context, read.prompt_pairs]
+        values += [read.decode_context, read.prompt_context, read.own_pairs, read.cached_pairs]
     return values

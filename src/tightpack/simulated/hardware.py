@@ -52,7 +52,8 @@ class Hardware:
     interconnect: Interconnect | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self.name, memory_bytes=self.memory_bytes, bandwidth=self.bandwidth, **self.rates)
+        _require_positive(self.name, memory_bytes=self.memory_bytes, bandwidth=self.bandwidth)
+        _require_positive(self.name, **{str(name): rate for name, rate in self.rates.items()})
         if "bf16" not in self.rates:
             raise ValueError(f"{self.name}: rates must hold bf16, in which attention is computed")
         object.__setattr__(self, "rates", MappingProxyType(dict(self.rates)))
@@ -143,4 +144,3 @@ def precision(name: str) -> Precision:
     if name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is not known; {nearest_hint(name, PRECISIONS, 'there are')}")
     return PRECISIONS[name]
-

@@ -54,12 +54,12 @@ class _Linear:
 
 
 class RooflineCostModel:
-    """A `CostModel` of `tensor_parallel_size` devices that share every layer (Megatron's split, Shoeybi et al.
+    """A `CostModel` of `tensor_parallel_size` devices that share every layer as in Megatron (Shoeybi et al.
     2019): heads and MLP columns are divided, two all-reduces a layer add up the parts.
 
-    Counted per operation: the four linears of a layer, attention of decodes and of prompts over their windows,
-    the KV cache written, the norms and activations between (as bytes), the head for the rows that sample,
-    the all-reduces, and a fixed overhead a step. Operations follow each other; nothing overlaps.
+    Counted per operation: the four linears of a layer, attention of decodes and of prompts over their
+    windows, the KV cache written, the norms and activations between (as bytes), the head for the rows that
+    sample, the all-reduces, and a fixed overhead a step. Operations follow each other; nothing overlaps.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class RooflineCostModel:
 
     def _prompt_attention(self, work: StepWork) -> float:
         rows = work.tokens - work.decodes
-        return self._attention(work.prompt_context + rows, work.prompt_pairs, rows)
+        return self._attention(work.prompt_context + rows, work.own_pairs + work.cached_pairs, rows)
 
     def _attention(self, positions: int, pairs: int, rows: int) -> float:
         width = self._heads * self.spec.head_dim

@@ -17,7 +17,8 @@ class StepWork:
     decodes, prompts: chunks of one token, and of several.
     decode_context: positions that decodes read, themselves included.
     prompt_context: positions before their own that prompt chunks read from the KV cache.
-    prompt_pairs: (query, key) pairs of prompt chunks: what causal attention computes.
+    own_pairs, cached_pairs: (query, key) pairs of prompt chunks, with keys of the chunk itself (a triangle)
+        and with those before it (a rectangle).
     """
 
     tokens: int
@@ -26,12 +27,14 @@ class StepWork:
     prompts: int
     decode_context: int
     prompt_context: int
-    prompt_pairs: int
+    own_pairs: int
+    cached_pairs: int
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk], window: int | None = None) -> StepWork:
         """window: positions that a query attends to, itself included; None for all before it."""
-        tokens = samples = decodes = prompts = decode_context = prompt_context = prompt_pairs = 0
+        tokens = samples = decodes = prompts = decode_context = prompt_context = 0
+        own_pairs = cached_pairs = 0
         for chunk in chunks:
             first, count = chunk.first_token, chunk.num_tokens
             end = first + count
@@ -44,8 +47,10 @@ class StepWork:
             else:
                 prompts += 1
                 prompt_context += first if window is None or first < window else window - 1
-                prompt_pairs += _pairs(end, window) - _pairs(first, window)
-        return cls(tokens, samples, decodes, prompts, decode_context, prompt_context, prompt_pairs)
+                own = _pairs(count, window)
+                own_pairs += own
+                cached_pairs += _pairs(end, window) - _pairs(first, window) - own
+        return cls(tokens, samples, decodes, prompts, decode_context, prompt_context, own_pairs, cached_pairs)
 
 
 def _pairs(count: int, window: int | None) -> int:
