@@ -64,18 +64,19 @@ def check_predictions(
     simulated: Callable[[str, VirtualClock], ServingLoop],
     policies: Sequence[str],
     workloads: Sequence[tuple[float, Workload]],
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Prediction]:
     """One for each policy and workload, as it is measured.
 
     real, simulated: fresh loops under the named policy, with the same limits.
     workloads: requests a second, and the requests.
+    sleep: waits on the real loops' clock.
     """
     for rate, workload in workloads:
         for policy in policies:
             predicted = predict(simulated, policy, workload)
-            yield Prediction(
-                policy, rate, predicted, Figures.of(drive(real(policy), workload, sleep=time.sleep))
-            )
+            measured = Figures.of(drive(real(policy), workload, sleep=sleep))
+            yield Prediction(policy, rate, predicted, measured)
 
 
 def predict(
