@@ -19,10 +19,9 @@ WORKLOAD = build_workload(
 class Flat:
     """Every step takes the same."""
 
-    description = {"cost_model": "flat"}
-
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.description = {"cost_model": "flat"}
 
     def step_seconds(self, plan) -> float:
         return self.seconds

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from tightpack.cli.main import app
 from tightpack.simulated.fitted import FittedCostModel
 
 
+@pytest.fixture
+def threads_as_before() -> Iterator[None]:
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_as_before")
 def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
     output = tmp_path / "fit.json"
     done = CliRunner().invoke(
@@ -16,6 +26,7 @@ def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
         [
             *("calibrate-cost", str(tiny_model("llama")), "-o", str(output), "--device", "cpu"),
             *("--max-model-len", "64", "--max-num-seqs", "2", "--rounds", "1", "--no-check", "--quiet"),
+            *("--num-threads", "1"),
         ],
     )
     assert done.exit_code == 0, done.output
@@ -28,6 +39,7 @@ def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
         "max_num_batched_tokens": 66,
         "positions": 64,
         "block_size": 16,
+        "num_blocks": 8,
     }
 
 

@@ -31,9 +31,7 @@ def test_a_step_takes_what_the_cost_model_says_on_the_clock(cpu_model, make_plan
     assert set(executor.execute(make_plan((0, 32, False))).sampled) == set()
 
 
-@pytest.mark.parametrize(
-    ("eos", "stop"), [((), ()), ((0,), ()), ((0, 1), (2,)), ((), (0,)), ((5, 1), (0,))]
-)
+@pytest.mark.parametrize(("eos", "stop"), [((), ()), ((0,), ()), ((0, 1), (2,)), ((), (0,)), ((5, 1), (0,))])
 def test_outputs_are_as_long_as_they_may_be(cpu_model, new_limits, eos, stop):
     loop = make_simulated_loop(cpu_model, new_limits(), "continuous", VirtualClock())
     loop.add(request("a", eos=eos, stop_token_ids=stop, max_tokens=9))

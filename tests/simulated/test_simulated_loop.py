@@ -122,4 +122,3 @@ def test_a_70b_on_eight_gpus_is_simulated_far_faster_than_it_runs(llama70b, make
     assert 5 * alone < tokens_per_s < 128 * alone
     # 10,000 requests of the public conversation trace take 11 s; this is a fiftieth of them.
     assert took < 10
-

@@ -74,6 +74,7 @@ def calibrate(
             "max_num_batched_tokens": budget,
             "positions": rows.positions,
             "block_size": limits.block_size,
+            "num_blocks": limits.num_blocks,
         },
         "calibration": {"steps": len(learned), "rounds": calibration.rounds, "seed": calibration.seed},
     }
