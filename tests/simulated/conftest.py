@@ -62,7 +62,9 @@ def cpu_model() -> FittedCostModel:
     return FittedCostModel(
         token_counts=(1, 8, 1024),
         step_s=(0.0135, 0.018, 0.44),
+        sampling_s=0.0,
         sample_s=1e-4,
+        decoding_s=0.0,
         decode_s=0.0,
         prompt_s=0.001,
         attention=(

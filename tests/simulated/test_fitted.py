@@ -30,7 +30,9 @@ def truth(window: int | None = None) -> FittedCostModel:
         token_counts=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         # Flat while weights are read, then a price a token, then a lower one.
         step_s=(0.01, 0.01, 0.01, 0.011, 0.014, 0.024, 0.044, 0.074, 0.134, 0.254, 0.494),
+        sampling_s=1.5e-3,
         sample_s=2e-4,
+        decoding_s=1e-3,
         decode_s=3e-4,
         prompt_s=1e-3,
         attention=(
@@ -56,6 +58,7 @@ def test_a_fit_finds_the_prices_behind_exact_times(steps, window):
     assert found.attention[0].decode_position_s == pytest.approx(2e-6, rel=1e-3)
     assert found.prompt_s == pytest.approx(1e-3, rel=1e-2)
     assert found.sample_s == pytest.approx(2e-4, rel=1e-2)
+    assert found.sampling_s == pytest.approx(1.5e-3, rel=1e-2)
     for plan in steps:
         assert found.step_seconds(plan) == pytest.approx(model.step_seconds(plan), rel=1e-4)
 
@@ -74,6 +77,7 @@ def test_noise_of_a_tenth_moves_predictions_by_little(steps):
 def test_the_curve_is_straight_between_its_points_and_goes_on_after_the_last(make_plan):
     model = replace(
         truth(),
+        sampling_s=0.0,
         sample_s=0.0,
         prompt_s=0.0,
         attention=(

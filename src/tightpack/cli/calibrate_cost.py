@@ -207,7 +207,8 @@ def _show_fit(console: Any, fitted: FittedCostModel) -> None:
     table.add_row(*(f"{seconds * 1e3:.1f}" for seconds in fitted.step_s))
     console.print(table)
     console.print(
-        f"and {fitted.sample_s * 1e3:.2f} ms a sampled row, {fitted.decode_s * 1e3:.2f} ms a decode, "
+        f"and {fitted.sampling_s * 1e3:.2f} ms to sample at all, {fitted.sample_s * 1e3:.2f} ms a row; "
+        f"{fitted.decoding_s * 1e3:.2f} ms to decode at all, {fitted.decode_s * 1e3:.2f} ms a decode; "
         f"{fitted.prompt_s * 1e3:.2f} ms a prompt chunk"
     )
     for cost in fitted.attention:

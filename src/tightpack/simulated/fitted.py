@@ -64,18 +64,21 @@ class FitError:
 @strict_keywords
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedCostModel:
-    """A `CostModel`: step_s(tokens) + samples * sample_s + decodes * decode_s + prompts * prompt_s +
-    attention, and what the serving loop takes between two steps.
+    """A `CostModel`: the curve at the step's tokens, what sampling, decodes, prompts and attention add, and
+    what the serving loop takes between two steps.
 
     token_counts, step_s: points of the curve, the fixed time of a step included; straight lines between them,
         and the last one goes on. Cache effects and blocked kernels bend it either way; it never falls.
-    sample_s: the head and the sampling of one row. decode_s, prompt_s: what a chunk costs beside its tokens.
+    sampling_s: of a step that samples at all (the head's weights are read once); sample_s: of each row.
+    decoding_s: of a step with decodes, which attend together; decode_s, prompt_s: of each chunk.
     loop: planning, committing and publishing, which the executor does not see.
     """
 
     token_counts: tuple[int, ...]
     step_s: tuple[float, ...]
+    sampling_s: float
     sample_s: float
+    decoding_s: float
     decode_s: float
     prompt_s: float
     attention: tuple[AttentionCost, ...]
@@ -105,7 +108,11 @@ class FittedCostModel:
         """`StepResult.elapsed_s` of a step. work: of its chunks under the window of each of `attention`."""
         rows = work[0]
         seconds = self._curve(rows.tokens)
-        seconds += rows.samples * self.sample_s + rows.decodes * self.decode_s + rows.prompts * self.prompt_s
+        if rows.samples:
+            seconds += self.sampling_s + rows.samples * self.sample_s
+        if rows.decodes:
+            seconds += self.decoding_s + rows.decodes * self.decode_s
+        seconds += rows.prompts * self.prompt_s
         for cost, read in zip(self.attention, work, strict=True):
             seconds += read.decode_context * cost.decode_position_s
             seconds += read.prompt_context * cost.prompt_position_s
@@ -170,11 +177,13 @@ def fit(
     slopes, rest = prices[: len(counts)], prices[len(counts) :]
     widths = np.diff(counts)
     curve: Vector = np.cumsum([slopes[0], *(slopes[1:] * widths)])
-    sample_s, decode_s, prompt_s, *reads = (float(price) for price in rest)
+    sampling_s, sample_s, decoding_s, decode_s, prompt_s, *reads = (float(price) for price in rest)
     return FittedCostModel(
         token_counts=counts,
         step_s=tuple(float(value) for value in curve),
+        sampling_s=sampling_s,
         sample_s=sample_s,
+        decoding_s=decoding_s,
         decode_s=decode_s,
         prompt_s=prompt_s,
         attention=tuple(
@@ -201,7 +210,7 @@ def _features(work: Sequence[StepWork], counts: Sequence[int]) -> list[float]:
     rows = work[0]
     values: list[float] = [1.0]
     values += [min(max(rows.tokens - low, 0), high - low) for low, high in pairwise(counts)]
-    values += [rows.samples, rows.decodes, rows.prompts]
+    values += [rows.samples > 0, rows.samples, rows.decodes > 0, rows.decodes, rows.prompts]
     for read in work:
         values += [read.decode_context, read.prompt_context, read.own_pairs, read.cached_pairs]
     return values
