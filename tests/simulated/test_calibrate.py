@@ -64,6 +64,8 @@ def test_designed_steps_stay_within_the_limits(limits):
 
 def test_rows_share_a_pool_that_is_too_small_for_full_contexts(limits):
     assert Rows.of(replace(limits, num_blocks=60)) == Rows(6, 160)
+    with pytest.raises(ValueError, match="cannot give a block to each of max_num_seqs=20"):
+        Rows.of(replace(limits, num_blocks=16, max_num_seqs=20))
 
 
 def test_random_steps_differ_by_seed_alone(limits):

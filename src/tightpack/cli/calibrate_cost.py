@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _MAX_MODEL_LEN = 2048
 # The check's requests: mixed lengths about these, enough for a p99.
 _REQUESTS, _INPUT_LEN, _OUTPUT_LEN = 100, 64, 40
+# TPOT is a mean over gaps: of too few, its p99 says where one prompt happened to fall.
+_SHORTEST_OUTPUT = 16
 # The rates of the check, as shares of what the simulation takes when all requests come at once.
 _LOADS = (0.5, 0.8)
 
@@ -159,7 +161,10 @@ def _check(engine: Engine, fitted: FittedCostModel, seed: int, status: Any) -> l
     from tightpack.simulated.virtual_clock import VirtualClock
 
     vocabulary = ordinary_token_ids(engine.checkpoint.tokenizer)
-    lengths = workload.mixed_lengths(_REQUESTS, _INPUT_LEN, _OUTPUT_LEN, seed)
+    lengths = [
+        (input_len, max(output_len, _SHORTEST_OUTPUT))
+        for input_len, output_len in workload.mixed_lengths(_REQUESTS, _INPUT_LEN, _OUTPUT_LEN, seed)
+    ]
 
     def build(arrivals: list[float]) -> workload.Workload:
         shapes = workload.shapes(lengths, arrivals)

@@ -41,8 +41,16 @@ class Rows:
 
     @classmethod
     def of(cls, limits: SchedulerLimits) -> Rows:
-        """As many sequences as may run, each as long as may be or as the pool allows."""
+        """As many sequences as may run, each as long as may be or as the pool allows.
+
+        Raises ValueError for a pool that has no block for each.
+        """
         share = limits.num_blocks // limits.max_num_seqs * limits.block_size
+        if share < 2:
+            raise ValueError(
+                f"num_blocks={limits.num_blocks} cannot give a block to each of max_num_seqs="
+                f"{limits.max_num_seqs} sequences; lower max_num_seqs"
+            )
         return cls(limits.max_num_seqs, min(limits.max_model_len, share))
 
 
