@@ -35,7 +35,7 @@ def check(real_s: float, predicted_s: float):
             lambda policy, own: make_simulated_loop(Flat(predicted_s), LIMITS, policy, own),
             ("static", "continuous"),
             [(4.0, WORKLOAD)],
-            sleep=clock.advance,
+            sleep=clock.sleep,
         )
     )
 

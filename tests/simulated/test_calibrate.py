@@ -29,7 +29,7 @@ def test_a_fit_of_an_executor_foretells_steps_it_has_not_seen(cpu_model, llama70
         executor_of(cpu_model, limits), llama70b, limits, Calibration(rounds=1), {"model": "m"}
     )
     assert fitted.error is not None
-    assert fitted.error.steps == 40
+    assert fitted.error.steps == 30
     assert fitted.error.mean < 0.01
     assert fitted.manifest["model"] == "m"
     assert fitted.manifest["executor"]["backend"] == "simulated"

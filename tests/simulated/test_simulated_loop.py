@@ -29,7 +29,7 @@ POLICIES = ("static", "dynamic", "continuous", "chunked-prefill")
 
 def play(cost_model, limits: SchedulerLimits, policy: str, workload: Workload) -> Drive:
     clock = VirtualClock()
-    return drive(make_simulated_loop(cost_model, limits, policy, clock), workload, sleep=clock.advance)
+    return drive(make_simulated_loop(cost_model, limits, policy, clock), workload, sleep=clock.sleep)
 
 
 def figures(driven: Drive) -> tuple[LatencySummary, float]:

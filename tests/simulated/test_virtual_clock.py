@@ -10,8 +10,8 @@ from tightpack.simulated.virtual_clock import VirtualClock
 def test_time_passes_only_when_it_is_told_to():
     clock = VirtualClock()
     assert clock.now() == 0.0
-    clock.advance(1.5)
-    clock.advance(0.0)
+    clock.sleep(1.5)
+    clock.sleep(0.0)
     assert clock.now() == 1.5
 
 
@@ -19,5 +19,5 @@ def test_time_passes_only_when_it_is_told_to():
 def test_time_never_runs_backwards_nor_to_no_time(seconds: float):
     clock = VirtualClock()
     with pytest.raises(ValueError, match="0 or more seconds"):
-        clock.advance(seconds)
+        clock.sleep(seconds)
     assert clock.now() == 0.0

@@ -83,4 +83,4 @@ def predict(
     simulated: Callable[[str, VirtualClock], ServingLoop], policy: str, workload: Workload
 ) -> Figures:
     clock = VirtualClock()
-    return Figures.of(drive(simulated(policy, clock), workload, sleep=clock.advance))
+    return Figures.of(drive(simulated(policy, clock), workload, sleep=clock.sleep))

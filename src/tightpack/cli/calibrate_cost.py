@@ -180,7 +180,7 @@ def _check(engine: Engine, fitted: FittedCostModel, seed: int, status: Any) -> l
     at_once = build(workload.arrive_at_once(_REQUESTS))
     fastest = predict(simulated, policies[-1], at_once).output_tokens_per_s
     most = fastest * _REQUESTS / at_once.num_output_tokens
-    rates = [round(load * most, 2) for load in _LOADS]
+    rates = [float(f"{load * most:.3g}") for load in _LOADS]
     workloads = [(rate, build(workload.arrive_poisson(_REQUESTS, rate, seed))) for rate in rates]
     predictions = []
     with status.status("checking") as shown:

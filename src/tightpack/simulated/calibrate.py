@@ -24,7 +24,7 @@ class Calibration:
 
     rounds: int = 5
     mixed_steps: int = 60
-    held_out_steps: int = 40
+    held_out_steps: int = 30
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.serving_loop.executor import Executor
 
 # A step that has taken this long in all is timed well enough.
-_ENOUGH_S = 2.0
+_ENOUGH_S = 1.0
 _FEWEST_TIMES = 3
 
 

@@ -13,7 +13,7 @@ from tightpack.simulated.virtual_clock import VirtualClock
 def make_simulated_loop(
     cost_model: CostModel, limits: SchedulerLimits, policy: str, clock: VirtualClock
 ) -> ServingLoop:
-    """A fresh loop under the named policy. Whoever waits for it calls `clock.advance` instead of sleeping.
+    """A fresh loop under the named policy. Whoever waits for it calls `clock.sleep`.
 
     Raises ValueError for an unknown policy or unfit limits.
     """

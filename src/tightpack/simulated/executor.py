@@ -44,7 +44,7 @@ class SimulatedExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         """Let the step's time pass. Requests for log-probabilities fail, and take part in the time."""
         seconds = self._cost_model.step_seconds(plan)
-        self._clock.advance(seconds)
+        self._clock.sleep(seconds)
         sampled, failed = {}, {}
         for chunk in plan.chunks:
             request = chunk.request

@@ -14,8 +14,8 @@ class VirtualClock:
     def now(self) -> float:
         return self._now
 
-    def advance(self, seconds: float) -> None:
-        """Let this many seconds pass. Raises ValueError for a step back."""
+    def sleep(self, seconds: float) -> None:
+        """Let this many seconds pass at once. Raises ValueError for a step back."""
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"time passes by 0 or more seconds, got {seconds}")
         self._now += seconds
