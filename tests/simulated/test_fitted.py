@@ -74,6 +74,15 @@ def test_noise_of_a_tenth_moves_predictions_by_little(steps):
     assert list(found.step_s) == sorted(found.step_s)
 
 
+def test_noise_that_is_large_does_not_make_predictions_small(steps):
+    model, rng = truth(), random.Random(2)
+    work = [[StepWork.of(plan.chunks)] for plan in steps]
+    exact = [model.executor_seconds(one) for one in work]
+    found = fit(work, [seconds * rng.choice((0.5, 1.5)) for seconds in exact], [None], {})
+    error = FitError.of([found.executor_seconds(one) for one in work], exact)
+    assert abs(error.total) < 0.05
+
+
 def test_the_curve_is_straight_between_its_points_and_goes_on_after_the_last(make_plan):
     model = replace(
         truth(),

@@ -16,4 +16,4 @@ class CostModel(Protocol):
         """What is simulated, for logs and manifests: device, precision, where the numbers come from."""
 
     def step_seconds(self, plan: StepPlan) -> float:
-        """Seconds that the plan takes, above 0."""
+        """Seconds that the plan takes."""

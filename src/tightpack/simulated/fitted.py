@@ -20,6 +20,8 @@ from tightpack.simulated.non_negative import Vector, non_negative_least_squares
 from tightpack.simulated.step_work import StepWork
 
 FORMAT = "tightpack cost model 1"
+# The weights of the fit have settled by then.
+_ROUNDS = 5
 
 
 @strict_keywords
@@ -90,8 +92,8 @@ class FittedCostModel:
         counts, seconds = self.token_counts, self.step_s
         if len(counts) != len(seconds) or len(counts) < 2:
             raise ValueError("the curve needs two points or more, with as many step_s as token_counts")
-        if list(counts) != sorted(set(counts)) or list(seconds) != sorted(seconds) or seconds[0] <= 0:
-            raise ValueError("token_counts must rise, and step_s start above 0 and never fall")
+        if list(counts) != sorted(set(counts)) or list(seconds) != sorted(seconds) or seconds[0] < 0:
+            raise ValueError("token_counts must rise, and step_s be 0 or more and never fall")
         if not self.attention:
             raise ValueError("attention needs a cost for each window of the model")
 
@@ -172,8 +174,13 @@ def fit(
     counts = _knots(max(step[0].tokens for step in work))
     matrix = np.asarray([_features(step, counts) for step in work], dtype=np.float64)
     measured = np.asarray(seconds, dtype=np.float64)
-    # Divided by the measured time, so that an error of 1 % counts the same in a short step and a long one.
-    prices = non_negative_least_squares(matrix / measured[:, None], np.ones(len(measured)))
+    # Divided by the step's time, so that an error of 1 % counts the same in a short step and a long one.
+    # From the second round on by its predicted time: measured times would give what noise made slow less
+    # weight than what it made fast, and the fit would predict too little.
+    size = measured
+    for _ in range(_ROUNDS):
+        prices = non_negative_least_squares(matrix / size[:, None], measured / size)
+        size = np.maximum(matrix @ prices, measured.min())
     slopes, rest = prices[: len(counts)], prices[len(counts) :]
     widths = np.diff(counts)
     curve: Vector = np.cumsum([slopes[0], *(slopes[1:] * widths)])
