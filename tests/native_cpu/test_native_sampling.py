@@ -30,7 +30,7 @@ def request(
     made = Request(
         request_id=name,
         prompt_token_ids=prompt,
-        params=SamplingParams(**params),
+        params=SamplingParams(**{"max_tokens": 1000} | params),
         seed=params.get("seed") or 0,
         max_output_tokens=10_000,
         eos_token_ids=frozenset({5}),
@@ -180,7 +180,9 @@ def test_sampled_tokens_carry_logprobs_where_asked() -> None:
         request("c", logprobs=0),
     ]
     first, second, third = sampler().sample(logits, requests)
-    assert first and second and third
+    assert first is not None
+    assert second is not None
+    assert third is not None
     assert first.logprobs is not None
     assert first.logprobs.rank == 1
     assert first.logprobs.top[0][0] == first.token_id

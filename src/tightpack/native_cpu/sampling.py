@@ -22,7 +22,7 @@ _Row = tuple[_native.SamplingSettings, float, bool]
 
 
 class Sampler:
-    """Keeps, of requests that are not plainly greedy, their settings and how many of their tokens those know."""
+    """Keeps the settings of requests that are not plainly greedy, and how many of their tokens those know."""
 
     def __init__(self, team: _native.ThreadTeam, instruction_set: str = "auto") -> None:
         self._native = _native.Sampler(team, instruction_set=instruction_set)
