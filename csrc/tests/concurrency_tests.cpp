@@ -115,11 +115,10 @@ struct Model {
         return options;
     }
 
-    std::unique_ptr<StepProgram> record(int threads) const {
+    std::unique_ptr<StepProgram> record(int threads, InstructionSet set) const {
         const StepProgram::Shape shape{
             .hidden_size = hidden, .num_heads = heads, .num_kv_heads = kv_heads, .head_dim = dim};
-        auto program = std::make_unique<StepProgram>(std::make_shared<ThreadTeam>(threads), shape,
-                                                     InstructionSet::portable, true);
+        auto program = std::make_unique<StepProgram>(std::make_shared<ThreadTeam>(threads), shape, set, true);
         StepProgram& p = *program;
         p.embed(embedding, 2);
         const auto mlp = [&] {
@@ -151,11 +150,11 @@ struct Model {
 };
 
 // Steps of many rows, of some and of one, in one cache: on every number of threads the same logits.
-void test_program() {
+void test_program(InstructionSet set) {
     const Model model;
     std::vector<float> expected;
     for (const int threads : {1, 2, 3}) {
-        const std::unique_ptr<StepProgram> program = model.record(threads);
+        const std::unique_ptr<StepProgram> program = model.record(threads, set);
         KVCacheShape shape;
         shape.num_layers = 2;
         shape.num_blocks = 8;
@@ -178,7 +177,8 @@ void test_program() {
         run({9}, {1, 32, 4}, {0});
         run({8}, {1, 33, 4}, {});
         if (threads == 1) expected = all;
-        check(all == expected, "logits on " + std::to_string(threads) + " threads as on one");
+        check(all == expected, "logits of " + std::string(name(set)) + " on " + std::to_string(threads) +
+                                   " threads as on one");
     }
 }
 
@@ -188,7 +188,7 @@ int main() {
     for (const int threads : {1, 2, 3, 5}) test_barriers_order_memory(threads);
     test_sleepers_wake();
     test_teams_come_and_go();
-    test_program();
+    for (const InstructionSet set : usable_instruction_sets()) test_program(set);
     if (failures != 0) {
         std::fprintf(stderr, "%d failed\n", failures);
         return EXIT_FAILURE;

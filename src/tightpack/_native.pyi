@@ -165,7 +165,7 @@ class ThreadTeam:
     """
 
     def __init__(self, threads: int) -> None:
-        """threads: 1 .. 1024, the caller's included. ValueError outside; RuntimeError where the system refuses."""
+        """threads: 1 .. 1024, the caller's included; ValueError outside."""
 
     @property
     def threads(self) -> int: ...
@@ -183,8 +183,8 @@ class Value:
 class Program:
     """The forward pass of a decoder, recorded once and replayed for every step.
 
-    The methods named after operations append one each. They work on the residual stream, float32
-    [rows, hidden_size], and on values that earlier ones returned; a row is a token of the step. What does not fit
+    The methods named after operations append one each. They work on the residual stream, float32 [rows,
+    hidden_size], and on values that earlier ones returned; a row is a token of the step. What does not fit
     is a ValueError that names both sides. `run` computes a step in one call, without the interpreter lock.
 
     A row's logits are the same bits whatever other rows the step holds and however many threads there are.
@@ -201,9 +201,12 @@ class Program:
         instruction_set: str = "auto",
         timed: bool = False,
     ) -> None:
-        """instruction_set: "auto", or one of instruction_sets(). timed: keep the times that `profile` reports
-        (a clock read an operation)."""
+        """instruction_set: "auto", or one of instruction_sets(). timed: keep the times that `profile`
+        reports (a clock read an operation).
+        """
 
+    @property
+    def team(self) -> ThreadTeam: ...
     @property
     def instruction_set(self) -> str: ...
     @property
@@ -211,16 +214,21 @@ class Program:
         """One line an operation, in order, with what it reads and makes."""
 
     def num_barriers(self, rows: int) -> int:
-        """Times that a step of so many rows makes the threads wait for each other (attention's own left out)."""
+        """Times that a step of so many rows makes threads wait for each other, attention's own left out."""
 
     def embed(self, table: PackedLinear, *, scale: float = 1.0) -> None:
-        """The residual stream becomes scale * table[token]. First, and once. table: [vocabulary, hidden_size]."""
+        """The residual stream becomes scale * table[token]. First, and once.
+
+        table: [vocabulary, hidden_size].
+        """
 
     def norm(self, weight: NDArray[np.float32], eps: float, into: RowFormat) -> Value:
-        """x / sqrt(mean(x^2) + eps) * weight of the residual stream (Zhang and Sennrich 2019), rounded into rows.
+        """x / sqrt(mean(x^2) + eps) * weight of the residual stream (Zhang and Sennrich 2019), rounded into
+        rows.
 
-        weight: float32 [hidden_size], any offset added (Gemma's 1 + w); copied. into.width is hidden_size. Linears
-        that want different formats take a norm each."""
+        weight: float32 [hidden_size], any offset added (Gemma's 1 + w); copied. into.width is hidden_size.
+        Linears that want different formats take a norm each.
+        """
 
     def quantize(self, values: Value, into: RowFormat) -> Value:
         """float32 values rounded into rows; into.width is theirs."""
@@ -241,10 +249,11 @@ class Program:
     ) -> Value:
         """rows @ weight.T (+ bias), float32.
 
-        rows: from `norm`, `quantize` or `gate`. bias: [weight.outputs], copied. outputs: compute [first, last) of
-        the weight's outputs alone; multiples of 16, or last the end. out, first_column: write there instead of
-        into a new value. name: what `profile` counts it under. Returns what was written. The program keeps
-        weights alive."""
+        rows: from `norm`, `quantize` or `gate`. bias: [weight.outputs], copied. outputs: compute [first,
+        last) of the weight's outputs alone; multiples of 16, or last the end. out, first_column: write
+        there instead of into a new value. name: what `profile` counts it under. Returns what was written.
+        The program keeps weights alive.
+        """
 
     def linear_add(
         self,
@@ -274,11 +283,13 @@ class Program:
         key_norm: NDArray[np.float32] | None = None,
         eps: float = 0.0,
     ) -> Value:
-        """Rotates queries and keys (half-split layout), stores keys and values in the cache, returns the queries
-        in bfloat16.
+        """Rotates queries and keys (half-split layout), stores keys and values in the cache, returns the
+        queries in bfloat16.
 
-        qkv: float32, queries | keys | values. cos, sin: float32 [positions, head_dim / 2]; kept alive, shared by
-        as many layers as like. query_norm, key_norm: [head_dim], an RMSNorm of each head before rotation."""
+        qkv: float32, queries | keys | values. cos, sin: float32 [positions, head_dim / 2]; kept alive,
+        shared by as many layers as like. query_norm, key_norm: [head_dim], an RMSNorm of each head before
+        rotation.
+        """
 
     def store_keys_values(
         self,
@@ -290,8 +301,9 @@ class Program:
         key_norm: NDArray[np.float32] | None = None,
         eps: float = 0.0,
     ) -> None:
-        """The half of `rotate_and_store` that the rows which nobody wants need in the last layer. keys_values:
-        float32, keys | values."""
+        """The half of `rotate_and_store` that the rows which nobody wants need in the last layer.
+        keys_values: float32, keys | values.
+        """
 
     def rotate_queries(
         self,
@@ -311,12 +323,14 @@ class Program:
         [rows, num_heads * head_dim]. softcap, window: 0 for none."""
 
     def keep_wanted_rows(self) -> None:
-        """From here on the residual stream holds only the rows whose logits are wanted; values made before can no
-        longer be read."""
+        """From here on the residual stream holds only the rows whose logits are wanted; values made before
+        can no longer be read.
+        """
 
     def head(self, rows: Value, weight: PackedLinear, *, softcap: float = 0.0) -> None:
-        """The logits, float32 [wanted rows, weight.outputs]; softcap * tanh(x / softcap) of them unless it is 0.
-        Last, and after `keep_wanted_rows`."""
+        """The logits, float32 [wanted rows, weight.outputs]; softcap * tanh(x / softcap) of them unless it
+        is 0. Last, and after `keep_wanted_rows`.
+        """
 
     def run(
         self,
@@ -328,18 +342,20 @@ class Program:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Computes a step.
 
-        token_ids: [rows], the tokens of the chunks one after the other. chunks: [chunks, 3], of each its number of
-        tokens, the position of the first, and how many of `blocks` are its request's. blocks: the requests' block
-        tables one after the other. wanted_rows: rows whose logits are wanted, ascending.
+        token_ids: [rows], the tokens of the chunks one after the other. chunks: [chunks, 3], of each its
+        number of tokens, the position of the first, and how many of `blocks` are its request's. blocks: the
+        requests' block tables one after the other. wanted_rows: rows whose logits are wanted, ascending.
 
-        Returns the logits, [wanted rows, vocabulary], a view that is good until the next run, and for each chunk
-        whether all its numbers were finite; where they were not, its logits mean nothing and its positions in
-        the cache are zeroed. Raises ValueError, naming the numbers, where the arrays do not fit each other, the
-        tables or the cache; RuntimeError where a run is under way."""
+        Returns the logits, [wanted rows, vocabulary], a view that is good until the next run, and for each
+        chunk whether all its numbers were finite; where they were not, its logits mean nothing and its
+        positions in the cache are zeroed. Raises ValueError, naming the numbers, where the arrays do not
+        fit each other, the tables or the cache; RuntimeError where a run is under way.
+        """
 
     def profile(self) -> dict[str, float]:
-        """Seconds since the last call by kind of operation, of a program that is `timed`; threads' waiting for
-        each other included."""
+        """Seconds since the last call by kind of operation, of a program that is `timed`; threads' waiting
+        for each other included.
+        """
 
 class KVCache:
     """Keys and values of all layers, in blocks of positions (Kwon et al. 2023), zeros at first.
