@@ -17,8 +17,8 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 }  // namespace
 
-void rotate_and_store(const StoreArguments& arguments, KVCache& cache, std::int64_t layer, const KernelTable& kernels,
-                      std::int64_t first_row, std::int64_t last_row) {
+void rotate_and_store(const StoreArguments& arguments, KVCache& cache, std::int64_t layer,
+                      const KernelTable& kernels, std::int64_t first_row, std::int64_t last_row) {
     StoreRun run;
     run.stride = arguments.stride;
     run.num_heads = arguments.num_heads;
@@ -52,6 +52,8 @@ Attention::Attention(const AttentionSpec& spec, int threads) : spec_(spec) {
                                     " is not a positive multiple of num_kv_heads " +
                                     std::to_string(spec.num_kv_heads));
     }
+    if (!(spec.scale > 0))
+        throw std::invalid_argument("scale " + std::to_string(spec.scale) + " is not positive");
     heads_ = spec.num_heads / spec.num_kv_heads;
     tile_queries_ = std::max<std::int64_t>(1, rows_of_tile / heads_);
     rows_ = tile_queries_ * heads_;
@@ -93,7 +95,8 @@ void Attention::plan(Scratch& scratch, std::span<const QueryGroup> groups) const
             uneven = uneven || count > 1;
         }
     }
-    // The longest first, so that threads end together. All threads must agree, so equal ones keep their order.
+    // The longest first, so that threads end together. All threads must agree, so equal ones keep their
+    // order.
     if (uneven) {
         const auto cost = [](const Tile& tile) {
             return tile.num_queries * (tile.last_partition - tile.first_partition);
@@ -123,7 +126,8 @@ AttentionTile Attention::tile_work(const Tile& tile, std::int64_t kv_head, const
 }
 
 void Attention::finish(const Tile& tile, std::int64_t kv_head, std::span<const PartialSoftmax> partials,
-                       const KVCache& cache, std::int64_t layer, const KernelTable& kernels, float* out) const {
+                       const KVCache& cache, std::int64_t layer, const KernelTable& kernels,
+                       float* out) const {
     AttentionFinish work;
     work.partials = partials.data();
     work.count = static_cast<std::int64_t>(partials.size());
@@ -133,28 +137,32 @@ void Attention::finish(const Tile& tile, std::int64_t kv_head, std::span<const P
     work.padded_dim = padded_dim_;
     work.value_scale = cache.head(layer, kv_head).value_scale;
     work.out_stride = spec_.num_heads * spec_.head_dim;
-    work.out = out + (tile.group->first_query + tile.first_query) * work.out_stride + kv_head * heads_ * spec_.head_dim;
+    work.out = out + (tile.group->first_query + tile.first_query) * work.out_stride +
+               kv_head * heads_ * spec_.head_dim;
     kernels.finish_attention(work);
 }
 
-void Attention::run(ThreadTeam::Member& member, std::span<const QueryGroup> groups, const std::uint16_t* queries,
-                    const KVCache& cache, std::int64_t layer, const KernelTable& kernels, float* out) {
+void Attention::run(ThreadTeam::Member& member, std::span<const QueryGroup> groups,
+                    const std::uint16_t* queries, const KVCache& cache, std::int64_t layer,
+                    const KernelTable& kernels, float* out) {
     Scratch& scratch = scratch_[static_cast<std::size_t>(member.index())];
     plan(scratch, groups);
     const auto num_tiles = static_cast<std::int64_t>(scratch.tiles.size());
     const std::int64_t heads = spec_.num_kv_heads;
-    // Tickets are never taken back: each call draws one for each piece of work and one more for each thread, which
-    // tells it that nothing is left.
+    // Tickets are never taken back: each call draws one for each piece of work and one more for each thread,
+    // which tells it that nothing is left.
     const auto share = [&](std::int64_t pieces, const auto& body) {
         for (;;) {
-            const std::uint64_t ticket = next_ticket_.fetch_add(1, std::memory_order_relaxed) - scratch.tickets;
+            const std::uint64_t ticket =
+                next_ticket_.fetch_add(1, std::memory_order_relaxed) - scratch.tickets;
             if (ticket >= static_cast<std::uint64_t>(pieces)) break;
             body(static_cast<std::int64_t>(ticket));
         }
         scratch.tickets += static_cast<std::uint64_t>(pieces) + static_cast<std::uint64_t>(member.count());
     };
 
-    const bool split = num_tiles * heads < 2 * member.count() && scratch.units > num_tiles && member.count() > 1;
+    const bool split =
+        num_tiles * heads < 2 * member.count() && scratch.units > num_tiles && member.count() > 1;
     if (!split) {
         const PartialSoftmax state = partial(scratch.memory.as<std::byte>());
         share(num_tiles * heads, [&](std::int64_t piece) {
@@ -170,8 +178,8 @@ void Attention::run(ThreadTeam::Member& member, std::span<const QueryGroup> grou
         return;
     }
 
-    // Few queries and long contexts: threads share the partitions of a tile. Each partition's result is kept by
-    // itself, since they must be merged one after the other.
+    // Few queries and long contexts: threads share the partitions of a tile. Each partition's result is kept
+    // by itself, since they must be merged one after the other.
     if (member.index() == 0) {
         const auto bytes = static_cast<std::size_t>(scratch.units * heads * partial_bytes_);
         if (split_.size() < bytes) split_ = AlignedBuffer(bytes);
@@ -183,7 +191,8 @@ void Attention::run(ThreadTeam::Member& member, std::span<const QueryGroup> grou
     share(scratch.units * heads, [&](std::int64_t piece) {
         const std::int64_t kv_head = piece / scratch.units, unit = piece % scratch.units;
         const auto holds_unit = [&](const Tile& tile) {
-            return tile.first_unit <= unit && unit < tile.first_unit + tile.last_partition - tile.first_partition;
+            return tile.first_unit <= unit &&
+                   unit < tile.first_unit + tile.last_partition - tile.first_partition;
         };
         const Tile& tile = *std::find_if(scratch.tiles.begin(), scratch.tiles.end(), holds_unit);
         AttentionTile work = tile_work(tile, kv_head, queries, cache, layer, scratch);

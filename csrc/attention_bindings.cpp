@@ -1,5 +1,5 @@
-// Python bindings of the KV cache and of the kernels of attention. Arguments are checked here, the interpreter lock
-// is released around the work.
+// Python bindings of the KV cache and of the kernels of attention. Arguments are checked here, the
+// interpreter lock is released around the work.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -58,8 +58,14 @@ KVCacheShape::Precision precision(const std::string& name) {
 KVCacheShape cache_shape(std::int64_t num_layers, std::int64_t num_blocks, std::int64_t block_size,
                          std::int64_t num_kv_heads, std::int64_t head_dim, const std::string& precision_name,
                          const std::vector<float>& key_scales, const std::vector<float>& value_scales) {
-    return {precision(precision_name), num_layers, num_blocks,   block_size,
-            num_kv_heads,              head_dim,   key_scales, value_scales};
+    return {precision(precision_name),
+            num_layers,
+            num_blocks,
+            block_size,
+            num_kv_heads,
+            head_dim,
+            key_scales,
+            value_scales};
 }
 
 void check_layer(const KVCache& cache, std::int64_t layer) {
@@ -72,8 +78,8 @@ void check_blocks(const KVCache& cache, const Positions& blocks, std::int64_t po
     const KVCacheShape& shape = cache.shape();
     const auto count = static_cast<std::int64_t>(blocks.size());
     require(positions <= count * shape.block_size, std::to_string(count) + " blocks of " +
-                                                       std::to_string(shape.block_size) + " positions do not hold " +
-                                                       std::to_string(positions));
+                                                       std::to_string(shape.block_size) +
+                                                       " positions do not hold " + std::to_string(positions));
     for (std::int64_t i = 0; i < count; ++i) {
         require(0 <= blocks.data()[i] && blocks.data()[i] < shape.num_blocks,
                 "block " + std::to_string(blocks.data()[i]) + " of " + std::to_string(shape.num_blocks));
@@ -100,12 +106,13 @@ std::vector<QueryGroup> query_groups(const KVCache& cache, const Groups& groups,
 }
 
 void check_threads(int threads) {
-    require(threads >= 1 && threads <= tightpack::max_threads,
-            "threads " + std::to_string(threads) + " is not within 1 .. " + std::to_string(tightpack::max_threads));
+    require(threads >= 1 && threads <= tightpack::max_threads, "threads " + std::to_string(threads) +
+                                                                   " is not within 1 .. " +
+                                                                   std::to_string(tightpack::max_threads));
 }
 
-nb::object rotate_and_store(KVCache& cache, std::int64_t layer, const Array<float, 2>& qkv, const Groups& groups,
-                            std::int64_t num_heads, std::optional<Array<float, 2>> cos,
+nb::object rotate_and_store(KVCache& cache, std::int64_t layer, const Array<float, 2>& qkv,
+                            const Groups& groups, std::int64_t num_heads, std::optional<Array<float, 2>> cos,
                             std::optional<Array<float, 2>> sin, std::optional<Array<float, 1>> query_norm,
                             std::optional<Array<float, 1>> key_norm, float norm_eps, bool keys, int threads,
                             const std::string& instruction_set) {
@@ -114,7 +121,8 @@ nb::object rotate_and_store(KVCache& cache, std::int64_t layer, const Array<floa
     const KVCacheShape& shape = cache.shape();
     check_layer(cache, layer);
     check_threads(threads);
-    const auto rows = static_cast<std::int64_t>(qkv.shape(0)), width = static_cast<std::int64_t>(qkv.shape(1));
+    const auto rows = static_cast<std::int64_t>(qkv.shape(0)),
+               width = static_cast<std::int64_t>(qkv.shape(1));
     const std::vector<QueryGroup> query_group = query_groups(cache, groups, rows);
     tightpack::StoreArguments arguments;
     arguments.groups = query_group;
@@ -136,8 +144,8 @@ nb::object rotate_and_store(KVCache& cache, std::int64_t layer, const Array<floa
             require(static_cast<std::int64_t>(table.shape(1)) * 2 == shape.head_dim &&
                         static_cast<std::int64_t>(table.shape(0)) >= positions,
                     "cos and sin must be [" + std::to_string(positions) + " or more, " +
-                        std::to_string(shape.head_dim / 2) + "], not [" + std::to_string(table.shape(0)) + ", " +
-                        std::to_string(table.shape(1)) + "]");
+                        std::to_string(shape.head_dim / 2) + "], not [" + std::to_string(table.shape(0)) +
+                        ", " + std::to_string(table.shape(1)) + "]");
         }
         arguments.rotary = {cos->data(), sin->data()};
     }
@@ -153,7 +161,8 @@ nb::object rotate_and_store(KVCache& cache, std::int64_t layer, const Array<floa
         const nb::gil_scoped_release unlocked;
         tightpack::ThreadTeam team(threads);
         team.run([&](tightpack::ThreadTeam::Member& member) {
-            tightpack::rotate_and_store(arguments, cache, layer, kernels, rows * member.index() / member.count(),
+            tightpack::rotate_and_store(arguments, cache, layer, kernels,
+                                        rows * member.index() / member.count(),
                                         rows * (member.index() + 1) / member.count());
         });
     }
@@ -169,12 +178,14 @@ nb::object attend(const KVCache& cache, std::int64_t layer, const Array<std::uin
     check_layer(cache, layer);
     check_threads(threads);
     require(softcap >= 0 && window >= 0, "softcap and window are 0, for none, or positive");
-    const auto rows = static_cast<std::int64_t>(queries.shape(0)), heads = static_cast<std::int64_t>(queries.shape(1));
+    const auto rows = static_cast<std::int64_t>(queries.shape(0)),
+               heads = static_cast<std::int64_t>(queries.shape(1));
     require(static_cast<std::int64_t>(queries.shape(2)) == shape.head_dim,
             "queries have a head_dim of " + std::to_string(queries.shape(2)) + ", the cache one of " +
                 std::to_string(shape.head_dim));
     const std::vector<QueryGroup> query_group = query_groups(cache, groups, rows);
-    tightpack::Attention attention({heads, shape.num_kv_heads, shape.head_dim, scale, softcap, window}, threads);
+    tightpack::Attention attention({heads, shape.num_kv_heads, shape.head_dim, scale, softcap, window},
+                                   threads);
     float* out = nullptr;
     nb::object result = empty("float32", nb::make_tuple(rows, heads, shape.head_dim), out);
     {
@@ -188,7 +199,8 @@ nb::object attend(const KVCache& cache, std::int64_t layer, const Array<std::uin
 }
 
 void clear_positions(KVCache& cache, const Positions& blocks, std::int64_t first, std::int64_t last) {
-    require(0 <= first && first <= last, "positions " + std::to_string(first) + " to " + std::to_string(last));
+    require(0 <= first && first <= last,
+            "positions " + std::to_string(first) + " to " + std::to_string(last));
     check_blocks(cache, blocks, last);
     const nb::gil_scoped_release unlocked;
     cache.clear(blocks.data(), first, last);
@@ -232,15 +244,17 @@ void bind_attention(nb::module_& m) {
                                                precision_name, key_scales, value_scales));
             },
             nb::kw_only(), "num_layers"_a, "num_blocks"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
-            "precision"_a = "bf16", "key_scales"_a = std::vector<float>(), "value_scales"_a = std::vector<float>())
+            "precision"_a = "bf16", "key_scales"_a = std::vector<float>(),
+            "value_scales"_a = std::vector<float>())
         .def_static(
             "block_bytes",
-            [](std::int64_t num_layers, std::int64_t block_size, std::int64_t num_kv_heads, std::int64_t head_dim,
-               const std::string& precision_name) {
+            [](std::int64_t num_layers, std::int64_t block_size, std::int64_t num_kv_heads,
+               std::int64_t head_dim, const std::string& precision_name) {
                 return KVCache::block_bytes(
                     cache_shape(num_layers, 1, block_size, num_kv_heads, head_dim, precision_name, {}, {}));
             },
-            nb::kw_only(), "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "precision"_a = "bf16")
+            nb::kw_only(), "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a,
+            "precision"_a = "bf16")
         .def_prop_ro("num_bytes", &KVCache::num_bytes)
         .def_prop_ro("num_blocks", [](const KVCache& cache) { return cache.shape().num_blocks; })
         .def_prop_ro("block_size", [](const KVCache& cache) { return cache.shape().block_size; })
@@ -252,6 +266,6 @@ void bind_attention(nb::module_& m) {
           "query_norm"_a.noconvert() = nb::none(), "key_norm"_a.noconvert() = nb::none(), "norm_eps"_a = 0.0f,
           "keys"_a = true, "threads"_a = 1, "instruction_set"_a = "auto");
 
-    m.def("attend", &attend, "cache"_a, "layer"_a, "queries"_a.noconvert(), "groups"_a, nb::kw_only(), "scale"_a,
-          "softcap"_a = 0.0f, "window"_a = 0, "threads"_a = 1, "instruction_set"_a = "auto");
+    m.def("attend", &attend, "cache"_a, "layer"_a, "queries"_a.noconvert(), "groups"_a, nb::kw_only(),
+          "scale"_a, "softcap"_a = 0.0f, "window"_a = 0, "threads"_a = 1, "instruction_set"_a = "auto");
 }

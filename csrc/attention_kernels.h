@@ -7,21 +7,22 @@
 
 namespace tightpack {
 
-// Keys are walked in partitions at fixed positions, each a softmax of its own, merged in ascending order: by one
-// thread or by several, the arithmetic is the same.
+// Keys are walked in partitions at fixed positions, each a softmax of its own, merged in ascending order: by
+// one thread or by several, the arithmetic is the same.
 inline constexpr std::int64_t partition_keys = 128;
 // Rows (a query's head each) that the kernels take together.
 inline constexpr std::int64_t row_group = 8;
 
-// What is known of a row after some partitions: the largest score, the sum of exp(score - largest), and the values
-// weighted by exp(score - largest). Empty: minus infinity, 0 and zeros.
+// What is known of a row after some partitions: the largest score (as an exponent of two), the sum of
+// 2^(score - largest), and the values weighted by that. Empty: minus infinity, 0 and zeros.
 struct PartialSoftmax {
     float* largest = nullptr;   // [rows]
     float* sums = nullptr;      // [rows]
     float* weighted = nullptr;  // [rows][padded_dim], at a multiple of 64 bytes
 };
 
-// Neighbouring queries of a request, all heads that share a head of keys and values: row = query * heads + head.
+// Neighbouring queries of a request, all heads that share a head of keys and values: row = query * heads +
+// head.
 struct AttentionTile {
     const std::uint16_t* queries = nullptr;  // bfloat16: the first query's first head
     std::int64_t query_stride = 0;           // from query to query
@@ -41,9 +42,9 @@ struct AttentionTile {
 // Bytes of scratch for tiles of so many rows.
 constexpr std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t padded_dim) {
     const std::int64_t groups = (rows + row_group - 1) / row_group;
-    return groups * row_group * padded_dim * 4      // queries
-           + 2 * row_group * partition_keys * 4     // scores, probabilities
-           + 2 * partition_keys * padded_dim * 2;   // keys and values of a partition, widened to bfloat16
+    return groups * row_group * padded_dim * 4     // queries
+           + 2 * row_group * partition_keys * 4    // scores, probabilities
+           + 2 * partition_keys * padded_dim * 2;  // keys and values of a partition, widened to bfloat16
 }
 
 // The end of attention: partial results of the same rows, ascending, merged in the first; then the quotients.
@@ -59,7 +60,8 @@ struct AttentionFinish {
     std::int64_t out_stride = 0;
 };
 
-// Neighbouring rows of one request: queries normalized, rotated and rounded; keys and values into their cache.
+// Neighbouring rows of one request: queries normalized, rotated and rounded; keys and values into their
+// cache.
 struct StoreRun {
     const float* rows = nullptr;  // queries | keys | values of the first row
     std::int64_t stride = 0;

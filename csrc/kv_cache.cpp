@@ -22,14 +22,15 @@ std::int64_t code_bytes(Precision precision) {
 }
 
 void check_positive(const char* name, std::int64_t value) {
-    if (value < 1) throw std::invalid_argument(std::string(name) + " " + std::to_string(value) + " is not positive");
+    if (value < 1)
+        throw std::invalid_argument(std::string(name) + " " + std::to_string(value) + " is not positive");
 }
 
 void check_scales(const char* name, const std::vector<float>& scales, const KVCacheShape& shape) {
     if (scales.empty()) return;
     if (shape.precision == Precision::dynamic_int8) {
-        throw std::invalid_argument(std::string(name) +
-                                    " are given, but the scales of a dynamic int8 cache come with its positions");
+        throw std::invalid_argument(
+            std::string(name) + " are given, but the scales of a dynamic int8 cache come with its positions");
     }
     if (static_cast<std::int64_t>(scales.size()) != shape.num_layers) {
         throw std::invalid_argument(std::to_string(scales.size()) + " " + name + " for " +
@@ -49,7 +50,8 @@ void check(const KVCacheShape& shape) {
     check_positive("block_size", shape.block_size);
     check_positive("head_dim", shape.head_dim);
     if (shape.block_size % KVHead::tile != 0) {
-        throw std::invalid_argument("block_size " + std::to_string(shape.block_size) + " is not a multiple of 16");
+        throw std::invalid_argument("block_size " + std::to_string(shape.block_size) +
+                                    " is not a multiple of 16");
     }
     if (shape.head_dim % 2 != 0 || shape.head_dim > largest_head_dim) {
         throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) +
@@ -151,7 +153,8 @@ void KVCache::clear(const std::int32_t* blocks, std::int64_t first, std::int64_t
                     std::memset(place.key(d), 0, static_cast<std::size_t>(place.code));
                     std::memset(place.value(d), 0, static_cast<std::size_t>(place.code));
                 }
-                if (shape_.precision == Precision::dynamic_int8) *place.key_scale() = *place.value_scale() = 0;
+                if (shape_.precision == Precision::dynamic_int8)
+                    *place.key_scale() = *place.value_scale() = 0;
             }
         }
     }

@@ -23,13 +23,13 @@ struct KVCacheShape {
     std::vector<float> value_scales;
 };
 
-// One head of one layer of a cache: where it lies and what its codes mean. A block's keys and values are in the
-// order in which attention multiplies them, so that a vector of 16 lanes is one load, with B = block_size,
-// D = head_dim and E = padded_dim:
+// One head of one layer of a cache: where it lies and what its codes mean. A block's keys and values are in
+// the order in which attention multiplies them, so that a vector of 16 lanes is one load, with B =
+// block_size, D = head_dim and E = padded_dim:
 //
-//   keys    code(position, d) = ((position/16 * D/2 + d/2) * 16 + position%16) * 2 + d%2         lanes are keys
-//   values  code(position, d) = (position/2 * E + d) * 2 + position%2                        lanes are dimensions
-//   scales  float32 [B] of the keys, then [B] of the values; dynamic_int8 only
+//   keys    code(position, d) = ((position/16 * D/2 + d/2) * 16 + position%16) * 2 + d%2         lanes are
+//   keys values  code(position, d) = (position/2 * E + d) * 2 + position%2                        lanes are
+//   dimensions scales  float32 [B] of the keys, then [B] of the values; dynamic_int8 only
 struct KVHead {
     static constexpr std::int64_t tile = 16;  // positions whose keys lie together
 
@@ -47,36 +47,36 @@ struct KVHead {
 };
 
 class KVCache {
-public:
+  public:
     // Zeros in every position. Throws std::invalid_argument where the numbers make no cache.
     explicit KVCache(const KVCacheShape& shape);
 
     const KVCacheShape& shape() const { return shape_; }
     std::size_t num_bytes() const { return memory_.size(); }
 
-    // Bytes that one block takes in all layers, for sizing a cache. Throws as the constructor does, except that
-    // num_blocks does not matter.
+    // Bytes that one block takes in all layers, for sizing a cache. Throws as the constructor does, except
+    // that num_blocks does not matter.
     static std::size_t block_bytes(const KVCacheShape& shape);
 
-    // Sets the positions [first, last) of a table of blocks to zero in all layers. Between steps every position
-    // must hold finite numbers: what lies behind a query is multiplied by a probability of zero, which would not
-    // hide an infinity; so the positions of a request that failed are cleared.
+    // Sets the positions [first, last) of a table of blocks to zero in all layers. Between steps every
+    // position must hold finite numbers: what lies behind a query is multiplied by a probability of zero,
+    // which would not hide an infinity; so the positions of a request that failed are cleared.
     void clear(const std::int32_t* blocks, std::int64_t first, std::int64_t last);
 
-    // The codes of positions [0, count) of a table of blocks, [count][num_kv_heads][head_dim], of 2 bytes in bf16 and
-    // 1 otherwise; and their scales, [count][num_kv_heads].
-    void read(std::int64_t layer, const std::int32_t* blocks, std::int64_t count, std::byte* keys, std::byte* values,
-              float* key_scales, float* value_scales) const;
+    // The codes of positions [0, count) of a table of blocks, [count][num_kv_heads][head_dim], of 2 bytes in
+    // bf16 and 1 otherwise; and their scales, [count][num_kv_heads].
+    void read(std::int64_t layer, const std::int32_t* blocks, std::int64_t count, std::byte* keys,
+              std::byte* values, float* key_scales, float* value_scales) const;
 
     KVHead head(std::int64_t layer, std::int64_t kv_head) const;
     // Bytes from a head to the next of the same layer.
     std::int64_t head_stride() const { return unit_; }
 
-private:
+  private:
     KVCacheShape shape_;
-    KVHead layout_;           // of every head; data is left out
-    std::int64_t unit_ = 0;   // bytes of one block of one head of one layer
-    AlignedBuffer memory_;    // [layers][blocks][heads][unit]
+    KVHead layout_;          // of every head; data is left out
+    std::int64_t unit_ = 0;  // bytes of one block of one head of one layer
+    AlignedBuffer memory_;   // [layers][blocks][heads][unit]
 };
 
 }  // namespace tightpack

@@ -360,9 +360,9 @@ class Program:
 class KVCache:
     """Keys and values of all layers, in blocks of positions (Kwon et al. 2023), zeros at first.
 
-    precision: "bf16"; "fp8" (E4M3, saturating at 448) and "int8" (-127 .. 127) with a static scale a layer for
-    keys and one for values, 1 where none are given; "dynamic_int8" with a scale for each position and head, the
-    largest magnitude over 127. A value is code * scale; codes are rounded to nearest, ties to even.
+    precision: "bf16", "fp8" (E4M3, saturating at 448) and "int8" (-127 .. 127) with a static scale a layer
+    for keys and one for values, 1 where none are given; "dynamic_int8" with a scale for each position and
+    head, the largest magnitude over 127. A value is code * scale; codes are rounded to nearest, ties to even.
 
     Pages are taken from the system when first written. Raises ValueError where the numbers make no cache:
     block_size is a multiple of 16, head_dim even and at most 256, scales positive and one a layer.
@@ -397,15 +397,15 @@ class KVCache:
     ) -> tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.float32], NDArray[np.float32]]:
         """The codes of the keys and of the values at positions 0 .. count - 1 of a request, and their scales.
 
-        blocks: position p lies in block blocks[p // block_size]. Codes are [count, num_kv_heads, head_dim]: bits
-        of bfloat16 as uint16, 8-bit codes as uint8; scales float32 [count, num_kv_heads].
+        blocks: position p lies in block blocks[p // block_size]. Codes are [count, num_kv_heads, head_dim]:
+        bits of bfloat16 as uint16, 8-bit codes as uint8; scales float32 [count, num_kv_heads].
         """
 
     def clear(self, blocks: NDArray[np.int32], first: int, last: int) -> None:
         """Set positions first .. last - 1 of a request to zero in all layers.
 
-        Done for requests that failed: every position must hold finite numbers, since attention multiplies those
-        behind a query by zero.
+        Done for requests that failed: every position must hold finite numbers, since attention multiplies
+        those behind a query by zero.
         """
 
 def rotate_and_store(
@@ -424,18 +424,18 @@ def rotate_and_store(
     threads: int = 1,
     instruction_set: str = "auto",
 ) -> NDArray[np.uint16]:
-    """Queries for `attend`; keys and values into the cache. What the step program does in one of its operations.
+    """Queries for `attend`; keys and values into the cache: an operation of the step program by itself.
 
-    qkv: [rows, (num_heads + 2 * num_kv_heads) * head_dim]: the heads of queries, keys and values. Without keys
-    (keys=False) or queries (num_heads=0) their columns are absent.
+    qkv: [rows, (num_heads + 2 * num_kv_heads) * head_dim]: the heads of queries, keys and values. Without
+    keys (keys=False) or queries (num_heads=0) their columns are absent.
     groups: of each request, in the order of the rows, the ascending positions of its rows and its blocks
     (position p lies in block blocks[p // block_size]).
-    cos, sin: [positions, head_dim / 2], indexed by position; the dimensions i and i + head_dim / 2 are rotated
+    cos, sin: [positions, head_dim / 2], indexed by position; dimensions i and i + head_dim / 2 are rotated
     together (Su et al. 2021, in Hugging Face's layout). None: no rotation.
-    query_norm, key_norm: weights [head_dim] of an RMSNorm with norm_eps that precedes the rotation, or None.
+    query_norm, key_norm: weights [head_dim] of an RMSNorm with norm_eps before the rotation, or None.
 
-    Returns the queries, bits of bfloat16 [rows, num_heads, head_dim]. Raises ValueError where shapes, positions
-    or blocks do not fit.
+    Returns the queries, bits of bfloat16 [rows, num_heads, head_dim]. Raises ValueError where shapes,
+    positions or blocks do not fit.
     """
 
 def attend(
@@ -454,11 +454,13 @@ def attend(
 
     queries: bits of bfloat16 [rows, num_heads, head_dim]; heads share keys and values in runs of num_heads /
     num_kv_heads. groups: as of `rotate_and_store`; any positions that the cache holds.
-    softcap: c replaces a score x by c * tanh(x / c); 0: none. window: position p sees p - window + 1 .. p; 0: all.
+    scale: positive. softcap: c replaces a score x by c * tanh(x / c); 0: none. window: position p sees
+    p - window + 1 .. p; 0: all.
 
-    Returns float32, shaped as queries. The bits of a row depend on that row's query and on the positions it sees
-    alone, on one instruction set: not on the other rows, nor on threads. Products are of bfloat16 (probabilities
-    are rounded to it), sums float32.
+    Returns float32, shaped as queries. On one instruction set the bits of a row depend on its query and on
+    the positions it sees alone: not on the other rows, nor on threads. Products are of bfloat16
+    (probabilities are rounded to it), sums float32. Raises ValueError where shapes, positions or blocks do
+    not fit.
     """
 
 class SamplingSettings:

@@ -1,4 +1,4 @@
-"""The compiled attention and KV cache against numpy in float64, and the promise that batching changes no bit."""
+"""The compiled attention and KV cache against numpy in float64; and batching changes no bit."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def span(first: int, last: int) -> Positions:
 
 
 def check_against_oracle(setting: Setting, length: int, layer: int = 0, threads: int = 1) -> None:
-    """All of a prompt at once. Probabilities are rounded to bfloat16 (8 bits), each by itself: their errors are
-    at most 2^-8 of the values' weighted magnitudes, and mostly cancel."""
+    """All of a prompt at once. Probabilities are rounded to bfloat16 (8 bits), each by itself: their errors
+    are at most 2^-8 of the values' weighted magnitudes, and mostly cancel."""
     blocks = setting.blocks(length)
     groups = [(span(0, length), blocks)]
     queries = setting.store(setting.qkv(length), groups, layer, threads)
@@ -507,6 +507,8 @@ def test_call_errors() -> None:
         setting.attend(np.zeros((2, 6, 34), np.uint16), groups)
     with pytest.raises(ValueError, match="num_heads 5 is not a positive multiple of num_kv_heads 2"):
         setting.attend(np.zeros((2, 5, 32), np.uint16), groups)
+    with pytest.raises(ValueError, match=r"scale 0\.0* is not positive"):
+        _native.attend(setting.cache, 0, queries, groups, scale=0)
     with pytest.raises(ValueError, match="qkv is 319 wide; its heads take 320"):
         setting.store(np.zeros((2, 319), np.float32), groups)
     table = np.zeros((1, 16), np.float32)
