@@ -23,8 +23,8 @@ inline std::uint16_t to_half(float value) {
 
 inline float from_half(std::uint16_t half) {
     const std::uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | (magnitude << 13) + ((255u - 31u) << 23));
-    if (magnitude >= 0x0400u) return std::bit_cast<float>(sign | (magnitude << 13) + ((127u - 15u) << 23));
+    if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | ((magnitude << 13) + ((255u - 31u) << 23)));
+    if (magnitude >= 0x0400u) return std::bit_cast<float>(sign | ((magnitude << 13) + ((127u - 15u) << 23)));
     const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
     return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(subnormal));
 }

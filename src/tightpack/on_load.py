@@ -86,6 +86,9 @@ class _QuantizedOnRead:
             return self.read_linear(linear).weight.dequantize()
         return self._source.read(name)
 
+    def release_pages(self) -> None:
+        self.original.release_pages()
+
     def read_linear(self, name: str) -> QuantizedLinear:
         if name not in self.linears:
             return self.original.read_linear(name)

@@ -4,7 +4,7 @@ company, under any policy, chunking, preemption, prefix-cache hit and number of 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tightpack import _native
 from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.engine_args import ON_LOAD_METHODS
 from tightpack.native_cpu.executor import NativeExecutor
 from tightpack.on_load import quantize_on_load
 from tightpack.requests.request import Request
@@ -27,7 +28,8 @@ NUM_BLOCKS = 14
 MAX_MODEL_LEN = 128
 CALIBRATED = KVCacheFormat(precision="int8", key_scales=(0.05,) * 3, value_scales=(0.03,) * 3)
 CACHES = {name: KVCacheFormat(precision=name) for name in ("bf16", "fp8", "int8")} | {
-    "int8 static": CALIBRATED
+    "int8 static": CALIBRATED,
+    "fp8 static": replace(CALIBRATED, precision="fp8"),
 }
 # Every scheme and every cache; every family with the kernels that only it uses.
 COMBINATIONS = [
@@ -40,6 +42,12 @@ COMBINATIONS = [
     ("qwen3", "fp8", "fp8", "auto"),
     ("gemma3", "none", "int8", "auto"),
     ("capped", "int4", "int8 static", "auto"),
+    ("qwen2", "int4 minimums", "bf16", "auto"),
+    ("llama", "int8 zeros", "fp8", "auto"),
+    ("qwen3", "w8a8 static", "bf16", "auto"),
+    ("llama", "fp8 static", "int8", "auto"),
+    ("qwen2", "fp8 blocks", "bf16", "auto"),
+    ("llama", "fp8 tensor", "fp8 static", "auto"),
 ]
 
 
@@ -70,11 +78,13 @@ def engines_of(checkpoint: Checkpoint, **options: Any) -> Engines:
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=" ".join)
-def engines(request, tiny_checkpoint):
+def engines(request, tiny_checkpoint, rewritten):
     family, method, cache, activation_dtype = request.param
     checkpoint = tiny_checkpoint(family)
-    if method != "none":
+    if method in ON_LOAD_METHODS:
         checkpoint = quantize_on_load(checkpoint, method, llm_int8_threshold=2.0)
+    elif method != "none":
+        checkpoint = rewritten(checkpoint, method)
     return engines_of(checkpoint, kv_cache=CACHES[cache], activation_dtype=activation_dtype)
 
 

@@ -90,6 +90,10 @@ def test_logits_of_every_scheme(tiny_checkpoint, compare, method, activation_dty
     assert compare(checkpoint, activation_dtype=activation_dtype) < 2e-3
 
 
+def test_logits_of_the_schemes_of_files(tiny_checkpoint, rewritten, compare, scheme):
+    assert compare(rewritten(tiny_checkpoint("qwen2"), scheme)) < 2e-3
+
+
 KV_CACHES = [
     KVCacheFormat(precision="fp8"),
     KVCacheFormat(precision="int8"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -170,7 +172,8 @@ def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"[bold green]ready[/] [bold]{engine.model_name}[/] at [bold]{url}[/]  policy {engine.args.policy}, "
-        f"KV cache {capacity} tokens{_phases(engine.engine.load_seconds)}"
+        f"KV cache {capacity} tokens{_phases(engine.engine.load_seconds)}, "
+        f"ready {_process_age():.2f} s after the process began"
     )
     console.print(
         f"try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
@@ -182,3 +185,11 @@ def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
 def _phases(seconds: Mapping[str, float]) -> str:
     parts = ", ".join(f"{phase} {took:.2f} s" for phase, took in seconds.items())
     return f", loaded in {sum(seconds.values()):.2f} s ({parts})" if parts else ""
+
+
+def _process_age() -> float:
+    """Seconds since the process began, the interpreter's own start and all imports among them."""
+    with open("/proc/self/stat", encoding="utf-8") as stat:
+        # Behind the command's name, which may hold spaces: field 22 of proc(5), in clock ticks since boot.
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -56,6 +56,7 @@ class NativeExecutor:
         threads = default_threads() if num_threads is None else num_threads
         self._team = _native.ThreadTeam(threads)
         weights = load_weights(checkpoint, activation_dtype, threads)
+        checkpoint.release_pages()
         self._program: _native.Program | None = build_program(
             self._team,
             spec,
@@ -145,6 +146,7 @@ class NativeExecutor:
         Writes the cache as `execute` does. For evaluation and tests; a serving step never needs them all.
         Raises ValueError for a chunk that cannot be computed.
         """
+        self._parts()
         for chunk in chunks:
             reason = self._refusal(chunk)
             if reason is not None:
