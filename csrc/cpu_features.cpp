@@ -13,6 +13,7 @@ namespace {
 struct X86Support {
     bool avx2 = false;
     bool avx512_vnni = false;
+    bool avx512_bf16 = false;
 };
 
 #if defined(TIGHTPACK_X86_KERNELS)
@@ -52,6 +53,10 @@ X86Support detect_x86() {
     const std::uint32_t vnni = bit(11);
     found.avx512_vnni =
         found.avx2 && has_bits(ebx, f | dq | bw | vl) && has_bits(ecx, vnni) && has_bits(state, zmm_state);
+
+    const std::uint32_t bf16 = bit(5);
+    found.avx512_bf16 =
+        found.avx512_vnni && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && has_bits(eax, bf16);
     return found;
 }
 
@@ -67,6 +72,8 @@ X86Support detect_x86() {
 
 std::string_view name(InstructionSet set) {
     switch (set) {
+        case InstructionSet::avx512_bf16:
+            return "avx512_bf16";
         case InstructionSet::avx512_vnni:
             return "avx512_vnni";
         case InstructionSet::avx2:
@@ -80,6 +87,7 @@ std::string_view name(InstructionSet set) {
 std::vector<InstructionSet> usable_instruction_sets() {
     static const X86Support x86 = detect_x86();
     std::vector<InstructionSet> sets;
+    if (x86.avx512_bf16) sets.push_back(InstructionSet::avx512_bf16);
     if (x86.avx512_vnni) sets.push_back(InstructionSet::avx512_vnni);
     if (x86.avx2) sets.push_back(InstructionSet::avx2);
     sets.push_back(InstructionSet::portable);

@@ -11,7 +11,8 @@ namespace tightpack {
 //   portable     what the compiler may assume of the architecture: SSE2 on x86-64, NEON on AArch64
 //   avx2         AVX2, FMA and F16C (x86-64-v3)
 //   avx512_vnni  avx2 and AVX-512 F, BW, DQ, VL and VNNI
-enum class InstructionSet { portable, avx2, avx512_vnni };
+//   avx512_bf16  avx512_vnni and AVX512-BF16
+enum class InstructionSet { portable, avx2, avx512_vnni, avx512_bf16 };
 
 std::string_view name(InstructionSet set);
 

@@ -5,6 +5,8 @@ namespace tightpack {
 const KernelTable& kernel_table(InstructionSet set) {
     switch (set) {
 #if defined(TIGHTPACK_X86_KERNELS)
+        case InstructionSet::avx512_bf16:
+            return avx512_bf16::kernels;
         case InstructionSet::avx512_vnni:
             return avx512_vnni::kernels;
         case InstructionSet::avx2:

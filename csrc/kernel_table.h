@@ -8,8 +8,12 @@
 #include <array>
 #include <cstdint>
 
+#include "attention_kernels.h"
 #include "block_formats.h"
 #include "cpu_features.h"
+#include "packed_linear.h"
+#include "rows.h"
+#include "sampling_kernels.h"
 
 namespace tightpack {
 
@@ -17,10 +21,41 @@ namespace tightpack {
 template <class Out>
 using DequantizeKernel = void (*)(const std::uint8_t* blocks, std::int64_t num_blocks, Out* out);
 
+// On a row of `width` numbers; what is returned says whether all that went in was finite (for norms, whether its
+// squares' sum is) or, for gates, all that came out.
+struct RowKernels {
+    // out = x / sqrt(mean(x^2) + eps) * weight. out may be x.
+    bool (*norm)(const float* x, const float* weight, float eps, std::int64_t width, float* out);
+    // out = silu(gate) * up, and with the tanh approximation of GELU.
+    bool (*silu_gate)(const float* gate, const float* up, std::int64_t width, float* out);
+    bool (*gelu_tanh_gate)(const float* gate, const float* up, std::int64_t width, float* out);
+    void (*add)(const float* x, std::int64_t width, float* sum);
+    void (*scale)(float scale, std::int64_t width, float* x);
+    // x = cap * tanh(x / cap).
+    void (*softcap)(float cap, std::int64_t width, float* x);
+    bool (*is_finite)(const float* x, std::int64_t width);
+};
+
 struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
     std::array<DequantizeKernel<std::uint16_t>, num_block_formats> dequantize_bf16;
+
+    // Row `row` of `out` from x, float32 [out.format.width].
+    void (*quantize_row)(const float* x, const Rows& out, std::int64_t row);
+    // The products of rows and the outputs of panels, given as [first, last) each. Any split of a product over
+    // calls gives the same bits. Rows of int8 need weights of uint4 or uint8 whose groups (if they have any)
+    // are multiples of the rows'.
+    void (*linear)(const PackedLinear& weights, const Rows& rows, std::int64_t first_row, std::int64_t last_row,
+                   std::int64_t first_panel, std::int64_t last_panel, const LinearOutput& out);
+    // The dequantized weights of one output, float32 [weights.inputs].
+    void (*unpack_output)(const PackedLinear& weights, std::int64_t output, float* out);
+
+    RowKernels row;
+    void (*attend)(const AttentionTile& work);
+    void (*finish_attention)(const AttentionFinish& work);
+    void (*rotate_and_store)(const StoreRun& run);
+    SamplingKernels sampling;
 };
 
 namespace portable {
@@ -31,6 +66,9 @@ namespace avx2 {
 extern const KernelTable kernels;
 }
 namespace avx512_vnni {
+extern const KernelTable kernels;
+}
+namespace avx512_bf16 {
 extern const KernelTable kernels;
 }
 #endif

@@ -8,8 +8,11 @@
 #include <string>
 #include <vector>
 
+#include "bindings.h"
 #include "cpu_features.h"
 #include "dequantize.h"
+
+void bind_attention(nanobind::module_& m);  // attention_bindings.cpp
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,7 +49,11 @@ std::vector<std::string> instruction_sets() {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // Whoever holds a model to the end of the program leaks nothing that matters.
+    nb::set_leak_warnings(false);
     m.doc() = "Compiled CPU kernels, chosen at run time for the instruction set of this machine.";
+
+    bind_attention(m);
 
     m.def("instruction_sets", &instruction_sets,
           "The instruction sets usable here, best first; the last is always \"portable\".");
@@ -88,4 +95,8 @@ TypeError where data is no contiguous uint8 vector.)");
 
 Arguments and errors as of dequantize_blocks. Returns the bits as uint16 [count]; view them as
 ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.)");
+
+    tightpack::bind_linears(m);
+    tightpack::bind_program(m);
+    tightpack::bind_sampler(m);
 }

@@ -26,7 +26,7 @@ struct RowFormat {
     // Dettmers et al. 2022).
     float outlier_threshold = 0;
     // What the weights' codes have been raised by to be unsigned (8 or 128), which starts make good; 0 for
-    // weights with zero-points, which need scaled_sums.
+    // weights with zero-points or minimums, which scaled_sums make good.
     std::int32_t weight_offset = 0;
 
     // Rows lie this many codes apart: whole cache lines, zeros behind the last.
@@ -47,7 +47,8 @@ struct Rows {
     float* scales = nullptr;
     std::int32_t* starts = nullptr;
     float* scaled_sums = nullptr;
-    // Of each row [width]: the numbers taken out, their places, and how many there are.
+    // Of each row: [2, width], the row without its outliers and then those in order; their places [width]; and
+    // how many there are.
     float* outliers = nullptr;
     std::int32_t* outlier_places = nullptr;
     std::int32_t* outlier_counts = nullptr;

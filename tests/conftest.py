@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,30 @@ from typing import Any
 import pytest
 
 from tightpack import LLM
+from tightpack.engine_args import EngineArgs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--executor",
+        choices=("auto", "native", "torch"),
+        default="auto",
+        help="What engines of tests that name no executor run on.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--executor")
+    if chosen != "auto":
+        EngineArgs.__init__.__wrapped__.__kwdefaults__["executor"] = chosen  # type: ignore[attr-defined]
+        os.environ["TIGHTPACK_EXECUTOR"] = chosen  # for commands
 
 
 @pytest.fixture(scope="session")
-def llm() -> Iterator[LLM]:
-    """SmolLM2 in fp32, where greedy tokens do not hang on the order of a sum."""
-    engine = LLM(model="smollm2-135m", dtype="float32", max_model_len=512, max_num_seqs=8, num_blocks=256)
+def llm(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    """SmolLM2; on PyTorch in fp32, where greedy tokens do not hang on the order of a sum."""
+    dtype = "float32" if request.config.getoption("--executor") == "torch" else "auto"
+    engine = LLM(model="smollm2-135m", dtype=dtype, max_model_len=512, max_num_seqs=8, num_blocks=256)
     yield engine
     engine.engine.executor.close()
 

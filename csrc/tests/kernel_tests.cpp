@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "cpu_features.h"
 #include "dequantize.h"
 #include "parallel_for.h"
@@ -162,6 +163,74 @@ void test_parallel_for() {
     }
 }
 
+// One request of 150 positions stored and attended to: by one thread and by two, in one piece and in two, on every
+// set and in every precision. The cache is of exactly the blocks that the request fills, its last one first.
+void test_attention() {
+    using tightpack::KVCacheShape;
+    constexpr std::int32_t positions = 150, heads = 6, kv_heads = 2;
+    std::mt19937 random(11);
+    std::normal_distribution<float> normal;
+    std::vector<std::int32_t> numbers(positions), blocks;
+    for (std::int32_t i = 0; i < positions; ++i) numbers[static_cast<std::size_t>(i)] = i;
+    for (std::int32_t block = (positions + 15) / 16; block > 0; --block) blocks.push_back(block - 1);
+    for (const std::int64_t head_dim : {34, 64, 256}) {
+        const auto width = static_cast<std::size_t>((heads + 2 * kv_heads) * head_dim);
+        const auto out_size = static_cast<std::size_t>(positions * heads * head_dim);
+        std::vector<float> qkv(width * positions), norm(static_cast<std::size_t>(head_dim), 1.5f);
+        for (float& value : qkv) value = normal(random);
+        const std::vector<float> cos(static_cast<std::size_t>(positions * head_dim / 2), 0.6f);
+        const std::vector<float> sin(static_cast<std::size_t>(positions * head_dim / 2), 0.8f);
+        for (const auto precision : {KVCacheShape::Precision::bf16, KVCacheShape::Precision::fp8,
+                                     KVCacheShape::Precision::int8, KVCacheShape::Precision::dynamic_int8}) {
+            for (const InstructionSet set : tightpack::usable_instruction_sets()) {
+                const tightpack::KernelTable& kernels = tightpack::kernel_table(set);
+                std::vector<std::vector<float>> results;
+                for (const int threads : {1, 2}) {
+                    KVCacheShape shape = {precision, 2, static_cast<std::int64_t>(blocks.size()), 16, kv_heads,
+                                          head_dim, {}, {}};
+                    tightpack::KVCache cache(shape);
+                    tightpack::ThreadTeam team(threads);
+                    const ExactBuffer<std::uint16_t> queries(out_size);
+                    const ExactBuffer<float> out(out_size);
+                    std::vector<tightpack::QueryGroup> groups;
+                    if (threads == 1) {
+                        groups = {{0, positions, numbers.data(), blocks.data()}};
+                    } else {
+                        groups = {{0, 131, numbers.data(), blocks.data()},
+                                  {131, positions - 131, numbers.data() + 131, blocks.data()}};
+                    }
+                    tightpack::StoreArguments store;
+                    store.groups = groups;
+                    store.values = qkv.data();
+                    store.stride = static_cast<std::int64_t>(width);
+                    store.num_heads = heads;
+                    store.num_kv_heads = kv_heads;
+                    store.query_norm = store.key_norm = norm.data();
+                    store.norm_eps = 1e-6f;
+                    store.rotary = {cos.data(), sin.data()};
+                    store.queries = queries.data;
+                    tightpack::Attention attention({heads, kv_heads, head_dim, 0.1f, 5.0f, 140}, threads);
+                    const std::vector<tightpack::QueryGroup> last = {
+                        {positions - 1, 1, numbers.data() + positions - 1, blocks.data()}};
+                    team.run([&](tightpack::ThreadTeam::Member& member) {
+                        tightpack::rotate_and_store(store, cache, 1, kernels, positions * member.index() / threads,
+                                                    positions * (member.index() + 1) / threads);
+                        member.barrier();
+                        attention.run(member, groups, queries.data, cache, 1, kernels, out.data);
+                        member.barrier();
+                        attention.run(member, last, queries.data, cache, 1, kernels, out.data);
+                    });
+                    results.emplace_back(out.data, out.data + out_size);
+                    check(std::isfinite(results.back().back()), "a finite result");
+                    cache.clear(blocks.data(), 0, positions);
+                }
+                check(same(results[0], results[1]),
+                      "attention of one thread as of two, " + std::string(tightpack::name(set)));
+            }
+        }
+    }
+}
+
 void test_errors() {
     using tightpack::check_dequantize;
     check_invalid([] { check_dequantize(BlockFormat::q4_0, 18, 33, 1); }, "count 33");
@@ -180,6 +249,7 @@ int main() {
     test_threads_agree();
     test_literals();
     test_parallel_for();
+    test_attention();
     test_errors();
     if (failures != 0) {
         std::fprintf(stderr, "%d failed\n", failures);

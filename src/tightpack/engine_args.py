@@ -14,6 +14,8 @@ from tightpack.scheduling.registry import POLICY_NAMES
 DEFAULT_MODEL = "smollm2-135m"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
+EXECUTORS = ("auto", "native", "torch")
+ACTIVATION_DTYPES = ("auto", "int8", "bfloat16")
 KV_CACHE_DTYPES = (*DTYPES, "fp8", "fp8_e4m3", "int8")
 # What a checkpoint may be, and what an unquantized one can become as it is loaded.
 CHECKPOINT_METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "gguf")
@@ -45,6 +47,11 @@ class EngineArgs:
     served_model_name: the name clients use; the model's own when None.
     dtype: of weights and activations; "auto" is float16 for a checkpoint stored so, else bfloat16.
     device: "auto" takes CUDA where there is one.
+    executor: "native" is the C++ one for CPUs, "torch" PyTorch's. "auto" is native on a CPU; what it lacks
+        (dtype="float32" for one) goes to PyTorch, with a warning that says why.
+    activation_dtype: of the native executor, how inputs of linears are rounded where the checkpoint says
+        nothing of it. "auto" and "int8": int8 with a scale a token and group of at most 64 where weights are
+        integers, else bfloat16. "bfloat16": bfloat16 everywhere, as PyTorch computes.
     quantization: what the checkpoint's quantization must be ("awq", "gptq", "compressed-tensors", "fp8",
         "bitsandbytes", "gguf"), or how to quantize an unquantized one on loading: "int8" (weights alone, a
         scale a channel), "w8a8" (and int8 activations, a scale a token), "llm.int8", "int4" (weights alone,
@@ -72,6 +79,8 @@ class EngineArgs:
     served_model_name: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    executor: str = "auto"
+    activation_dtype: str = "auto"
     quantization: str | None = None
     llm_int8_threshold: float = LLM_INT8_THRESHOLD
     kv_cache_dtype: str = "auto"
@@ -97,6 +106,8 @@ class EngineArgs:
                 object.__setattr__(self, name, as_float(name, getattr(self, name)))
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("device", self.device, DEVICES)
+        require_one_of("executor", self.executor, EXECUTORS)
+        require_one_of("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
         require_one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
             require_one_of("quantization", self.quantization, QUANTIZATIONS)

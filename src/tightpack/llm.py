@@ -23,8 +23,8 @@ from tightpack.engine_args import (
     EngineArgs,
     resolve_limits,
     resolve_max_model_len,
-    resolve_max_num_batched_tokens,
 )
+from tightpack.executors import make_executor
 from tightpack.on_load import with_quantization
 from tightpack.progress import progress_bar
 from tightpack.requests.prompts import Message, Prompt, as_conversations, as_prompt_list, text_or_token_ids
@@ -82,7 +82,7 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
     checkpoint = with_quantization(open_checkpoint(args.model), args)
     max_model_len = resolve_max_model_len(args, checkpoint.spec)
     opened = time.monotonic()
-    executor = _make_executor(checkpoint, args, max_model_len)
+    executor = make_executor(checkpoint, args, max_model_len)
     loaded = time.monotonic()
     limits = resolve_limits(args, max_model_len, executor.num_blocks, _kind(executor))
     loop = ServingLoop(make_policy(args.policy, limits), executor, clock or MonotonicClock())
@@ -92,33 +92,6 @@ def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
         "loaded %s: %s, policy %s, %s", checkpoint.name, dict(executor.description), args.policy, limits
     )
     return engine
-
-
-def _make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
-    try:
-        from tightpack.torch_backend.executor import TorchExecutor
-        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype, resolve_kv_cache
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ModuleNotFoundError(
-            "this model runs on PyTorch, which is not installed: pip install 'tightpack[torch]'", name="torch"
-        ) from error
-    device = resolve_device(args.device)
-    dtype = resolve_dtype(args.dtype, checkpoint)
-    return TorchExecutor(
-        checkpoint,
-        dtype=dtype,
-        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, dtype),
-        device=device,
-        block_size=args.block_size,
-        num_blocks=args.num_blocks,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=resolve_max_num_batched_tokens(args, max_model_len, device.type),
-        max_model_len=max_model_len,
-        num_threads=args.num_threads,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-    )
 
 
 def _kind(executor: Executor) -> str:

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from numpy.typing import NDArray
+
+from tightpack.calibration.group_size import default_group_size
 from tightpack.checkpoints.checkpoint import Checkpoint, QuantizationInfo, TensorInfo, TensorSource
 from tightpack.engine_args import ON_LOAD_METHODS, EngineArgs
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
+from tightpack.schemes.rounding import fp8_rows, int4_groups, int8_rows
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class _QuantizedOnRead:
 
     original: Checkpoint
     linears: frozenset[str]
-    quantize: Callable[[Tensor], QuantizedLinear]
+    quantize: Callable[[NDArray[Any]], QuantizedLinear]
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -86,36 +86,32 @@ class _QuantizedOnRead:
             return self.read_linear(linear).weight.dequantize()
         return self._source.read(name)
 
+    def release_pages(self) -> None:
+        self.original.release_pages()
+
     def read_linear(self, name: str) -> QuantizedLinear:
         if name not in self.linears:
             return self.original.read_linear(name)
-        from tightpack.torch_backend.arrays import as_tensor
-
         try:
-            return self.quantize(as_tensor(self._source.read(f"{name}.weight")))
+            return self.quantize(self._source.read(f"{name}.weight"))
         except ValueError as error:
             raise ValueError(f"{self.original.name}: {name}.weight: {error}") from error
 
 
 def _quantizer(
     method: str, widths: set[int], threshold: float
-) -> tuple[Callable[[Tensor], QuantizedLinear], str]:
+) -> tuple[Callable[[NDArray[Any]], QuantizedLinear], str]:
     """What quantizes a weight [outputs, inputs], and its label for people."""
-    from tightpack.calibration.fp8 import fp8_weight
-    from tightpack.calibration.group_size import default_group_size
-    from tightpack.calibration.llm_int8 import int8_channels
-    from tightpack.calibration.round_to_nearest import round_to_nearest
-
     if method == "int4":
         size = default_group_size(widths)
         return (
-            lambda w: QuantizedLinear(round_to_nearest(w, bits=4, group_size=size, symmetric=False)),
+            lambda w: QuantizedLinear(int4_groups(w, size)),
             f"int4, group {size}, asymmetric",
         )
     if method == "fp8":
         fp8 = ActivationFormat(precision="fp8")
         return (
-            lambda w: QuantizedLinear(fp8_weight(w, granularity="channel"), fp8),
+            lambda w: QuantizedLinear(fp8_rows(w), fp8),
             "fp8, channel, fp8 activations by token",
         )
     activation, label = {
@@ -126,7 +122,7 @@ def _quantizer(
             f"int8, channel, int8 activations by token below {threshold:g}",
         ),
     }[method]
-    return lambda w: QuantizedLinear(int8_channels(w), activation), label
+    return lambda w: QuantizedLinear(int8_rows(w), activation), label
 
 
 def _agrees(wanted: str, checkpoint: Checkpoint, stored: QuantizationInfo) -> bool:

@@ -37,6 +37,10 @@ def test_inspect_json(app: typer.Typer) -> None:
     }
     assert facts["kv_cache"] == "bf16"
     assert facts["kv_bytes_per_token"] == 2 * 30 * 3 * 64 * 2
+    memory = facts["cpu_memory"]
+    assert memory["weights"] == facts["bytes"] - facts["bytes_by_precision"]["fp32"] // 2
+    assert memory["kv_pool"] % (16 * facts["kv_bytes_per_token"]) == 0
+    assert memory["total"] == memory["weights"] + memory["kv_pool"] + 150 * 2**20
     assert facts["rope"] == ["theta 100,000"]
     assert (facts["tied_head"], facts["chat_template"]) == (True, True)
     assert (facts["sliding_windows"], facts["full_attention_layers"]) == ({}, 30)
@@ -50,6 +54,7 @@ def test_inspect_table(app: typer.Typer) -> None:
         "q4_1",
         "q4_1 (int4, asymmetric, group 32) in 210 linears",
         "22.5 KiB a token",
+        "weights 92.0 MiB",
         "9 of 64, 3 for keys",
         "49,152, head tied",
         "full in all",

@@ -51,6 +51,27 @@ def test_quantize_then_evaluate(model: Path, tiny_text: Path, tmp_path: Path) ->
     assert quality["arguments"]["skip"] == -3
 
 
+def test_what_the_arithmetic_of_the_native_executor_costs(
+    model: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    """Against the same weights in exact arithmetic; int8 inputs cost more than bfloat16 ones."""
+    out = tmp_path / "out"
+    run("quantize", model, "-o", out, "--method", "rtn", "--calibration", tiny_text, *SMALL)
+    costs = {}
+    for activation_dtype in ("auto", "bfloat16"):
+        code, output, _ = run(
+            "evaluate",
+            out,
+            *("--executor", "native", "--activation-dtype", activation_dtype),
+            *("--text", tiny_text, "--samples", "3", "--sequence-length", "48"),
+            *("--json", tmp_path / "quality.json"),
+        )
+        assert code == 0
+        assert "KL(reference" in output
+        costs[activation_dtype] = json.loads((tmp_path / "quality.json").read_text())["kl"]
+    assert 0 < costs["bfloat16"] < costs["auto"] < 5e-3
+
+
 def test_perplexity_alone(model: Path, tiny_text: Path) -> None:
     code, output, _ = run("evaluate", model, "--text", tiny_text, "--samples", "2", "--sequence-length", "32")
     assert code == 0

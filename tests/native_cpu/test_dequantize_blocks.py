@@ -203,7 +203,7 @@ def test_data_is_never_converted(data: NDArray[np.uint8]) -> None:
 def test_instruction_sets() -> None:
     usable = _native.instruction_sets()
     assert usable[-1] == "portable"
-    assert usable == [s for s in ("avx512_vnni", "avx2", "portable") if s in usable]
+    assert usable == [s for s in ("avx512_bf16", "avx512_vnni", "avx2", "portable") if s in usable]
     with pytest.raises(
         ValueError, match=r'"sse9" is not usable on this machine; usable here: auto, .*portable'
     ):

@@ -119,11 +119,12 @@ def launch() -> Iterator[Callable[..., ServerProcess]]:
 
 
 @pytest.fixture(scope="session")
-def server(launch: Callable[..., ServerProcess]) -> Iterator[ServerProcess]:
+def server(launch: Callable[..., ServerProcess], request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """The bundled model behind a real process."""
     limits = ("--max-model-len", "1024", "--num-blocks", "512", "--max-num-seqs", "16", "--max-queue", "40")
-    # float32, so that what is computed in another order rounds to the same tokens.
-    server = launch(*limits, "--dtype", "float32")
+    # In PyTorch float32, so that what is computed in another order rounds to the same tokens.
+    dtype = "float32" if request.config.getoption("--executor") == "torch" else "auto"
+    server = launch(*limits, "--dtype", dtype)
     yield server
     server.signal()
     assert server.wait() == 0, "".join(server.printed)

@@ -6,7 +6,8 @@ import sys
 
 from fake_engine import FakeEngine
 
-from tightpack.server.run import address_of, open_socket, run_server
+from tightpack.server.listening import address_of, open_socket
+from tightpack.server.run import run_server
 
 if __name__ == "__main__":
     delay, drain_timeout = map(float, sys.argv[1:])

@@ -27,7 +27,14 @@ def serve(*options: str) -> subprocess.CompletedProcess[str]:
 def test_ready_lines(server: Any) -> None:
     """The second one is a command that works."""
     ready, curl = (line for line in server.printed if line.startswith(("ready ", "try: ")))
-    for part in (server.model, server.url, "policy chunked-prefill", "KV cache 8192 tokens", "loaded in"):
+    for part in (
+        server.model,
+        server.url,
+        "policy chunked-prefill",
+        "KV cache 8192 tokens",
+        "loaded in",
+        "after the process began",
+    ):
         assert part in ready
     words = shlex.split(curl.removeprefix("try: "))
     assert words[0] == "curl"

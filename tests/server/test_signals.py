@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tightpack.server.run import address_of, open_socket, run_server
+from tightpack.server.listening import address_of, open_socket
+from tightpack.server.run import run_server
 
 Launch = Callable[..., Any]
 SLOW = {"model": "fake", "prompt": [*b"slow and long"], "max_tokens": 20, "stream": True}

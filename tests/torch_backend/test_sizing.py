@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tightpack.architectures import kv_memory
+from tightpack.architectures.kv_memory import describe
+from tightpack.checkpoints.precision import resolve_kv_cache
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend import sizing
-from tightpack.torch_backend.rounded_kv_cache import describe, unrounded
+from tightpack.torch_backend.rounded_kv_cache import unrounded
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def count(llama, monkeypatch):
     """default_num_blocks on a machine with so much free memory; llama's KV: 3 layers, 2 heads of 16."""
 
     def blocks(free_bytes, **options):
-        monkeypatch.setattr(sizing, "_free_memory", lambda: free_bytes)
+        monkeypatch.setattr(kv_memory, "free_memory", lambda: free_bytes)
         defaults = {
             "block_size": 16,
             "dtype": torch.float32,
@@ -37,15 +40,15 @@ def count(llama, monkeypatch):
 def test_a_block_holds_keys_and_values_of_all_layers(llama):
     spec = llama.checkpoint.spec
     for dtype in (torch.float32, torch.bfloat16):
-        assert sizing.kv_block_bytes(spec, 16, unrounded(dtype)) == 2 * 3 * 2 * 16 * 16 * dtype.itemsize
+        assert kv_memory.kv_block_bytes(spec, 16, unrounded(dtype)) == 2 * 3 * 2 * 16 * 16 * dtype.itemsize
 
 
 def test_eight_bits_a_number_and_four_bytes_a_dynamic_scale(llama, count):
     spec, bare = llama.checkpoint.spec, 2 * 3 * 2 * 16 * 16
-    assert sizing.kv_block_bytes(spec, 16, KVCacheFormat(precision="fp8")) == bare
-    assert sizing.kv_block_bytes(spec, 16, KVCacheFormat(precision="int8")) == bare + 2 * 3 * 2 * 16 * 4
+    assert kv_memory.kv_block_bytes(spec, 16, KVCacheFormat(precision="fp8")) == bare
+    assert kv_memory.kv_block_bytes(spec, 16, KVCacheFormat(precision="int8")) == bare + 2 * 3 * 2 * 16 * 4
     calibrated = KVCacheFormat(precision="int8", key_scales=(1.0,) * 3, value_scales=(1.0,) * 3)
-    assert sizing.kv_block_bytes(spec, 16, calibrated) == bare
+    assert kv_memory.kv_block_bytes(spec, 16, calibrated) == bare
     assert count(4 * 12288 * 20, dtype=torch.bfloat16, kv_format=KVCacheFormat(precision="fp8")) == 64
     assert count(4 * 3072 * 63, max_model_len=16, max_num_seqs=99, kv_format=calibrated) == 63
 
@@ -88,7 +91,7 @@ def test_names_of_dtypes(llama):
 
 def test_what_a_cache_name_means(llama):
     def meant(name, **changes):
-        return sizing.resolve_kv_cache(name, replace(llama.checkpoint, **changes), torch.bfloat16)
+        return resolve_kv_cache(name, replace(llama.checkpoint, **changes), "bf16")
 
     calibrated = KVCacheFormat(precision="fp8", key_scales=(1.0,) * 3, value_scales=(2.0,) * 3)
     assert describe(meant("auto")) == "bfloat16"

@@ -49,6 +49,25 @@ class LinearSource(Protocol):
         Raises CheckpointError naming the tensor at fault."""
 
 
+@runtime_checkable
+class BlockSource(Protocol):
+    """What a TensorSource of GGUF tensors offers as well."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]: ...
+
+    def read_blocks(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes, uint8 [rows, bytes a row]; a view of the file where rows are in its order."""
+
+
+@runtime_checkable
+class MappedSource(Protocol):
+    """What a TensorSource over mapped files offers as well."""
+
+    def release_pages(self) -> None:
+        """Give back the memory of what has been read; reading it again takes it from the file again."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizationInfo:
     """How a checkpoint is quantized.
@@ -100,6 +119,11 @@ class Checkpoint:
         if isinstance(self.tensors, LinearSource):
             return self.tensors.read_linear(name)
         return QuantizedLinear(DenseWeight(self.read(f"{name}.weight")))
+
+    def release_pages(self) -> None:
+        """See MappedSource. Call it when weights are loaded: a mapped file would be counted as well."""
+        if isinstance(self.tensors, MappedSource):
+            self.tensors.release_pages()
 
     @property
     def num_parameters(self) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpack.checkpoints.checkpoint import CheckpointError
+from tightpack.checkpoints.mapped_pages import release_pages
 
 MAGIC = b"GGUF"
 
@@ -123,6 +124,9 @@ class GgufFile:
         precision = tensor.precision
         row_bytes = tensor.shape[-1] // precision.block_elements * precision.block_bytes
         return flat.reshape(*tensor.shape[:-1], row_bytes)
+
+    def release_pages(self) -> None:
+        release_pages(self._map)
 
     def _parse(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         cursor = _Cursor(self._map, 4)

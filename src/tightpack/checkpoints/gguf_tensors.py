@@ -137,6 +137,9 @@ class GgufTensors:
         }
         return QuantizationInfo("gguf", linears) if linears else None
 
+    def release_pages(self) -> None:
+        self._file.release_pages()
+
     def read_blocks(self, name: str) -> NDArray[np.uint8]:
         """The stored bytes, uint8 [rows, bytes a row], rows in Hugging Face's order (a view where they are
         stored so).

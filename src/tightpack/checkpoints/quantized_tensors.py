@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpack.architectures.model_spec import ModelSpec
-from tightpack.checkpoints.checkpoint import CheckpointError, QuantizationInfo, TensorInfo, TensorSource
+from tightpack.checkpoints.checkpoint import (
+    CheckpointError,
+    MappedSource,
+    QuantizationInfo,
+    TensorInfo,
+    TensorSource,
+)
 from tightpack.checkpoints.validation import UNQUANTIZED_NEVER, is_redundant, listed, nearest
 from tightpack.schemes.layout import LayoutError, LinearLayout, Recipe, Stored
 from tightpack.schemes.quantized import DenseWeight, KVCacheFormat, QuantizedLinear
@@ -90,6 +96,10 @@ class QuantizedTensors:
             return layout.unpack(tensors, shape)
         except LayoutError as error:
             raise CheckpointError(f"{self._path}: tensor {name}.{error}") from error
+
+    def release_pages(self) -> None:
+        if isinstance(self._stored, MappedSource):
+            self._stored.release_pages()
 
     def _shape(self, name: str) -> tuple[int, int]:
         outputs, inputs = self._shapes[f"{name}.weight"]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpack.checkpoints.checkpoint import CheckpointError, TensorInfo
+from tightpack.checkpoints.mapped_pages import release_pages
 
 _MAX_HEADER = 100_000_000  # the format's own limit
 
@@ -71,6 +72,9 @@ class SafetensorsFile:
         place = self._places[name]
         flat = np.frombuffer(self._map, place.dtype, math.prod(place.shape), place.offset)
         return flat.reshape(place.shape)
+
+    def release_pages(self) -> None:
+        release_pages(self._map)
 
     def _read_header(self, size: int) -> None:
         (length,) = struct.unpack_from("<Q", self._map, 0)

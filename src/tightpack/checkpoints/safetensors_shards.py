@@ -51,6 +51,10 @@ class SafetensorsShards:
         file, stored = self._files[name]
         return file.read(stored)
 
+    def release_pages(self) -> None:
+        for file in {id(file): file for file, _ in self._files.values()}.values():
+            file.release_pages()
+
 
 def _open_files(directory: Path) -> list[SafetensorsFile]:
     whole, index = directory / WEIGHTS, directory / INDEX

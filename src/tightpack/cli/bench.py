@@ -9,8 +9,10 @@ import typer
 
 from tightpack.cli import bench_options as options
 from tightpack.cli.options import (
+    ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
@@ -47,6 +49,8 @@ def bench(
     max_model_len: options.MaxModelLenOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     quantization: QuantizationOption = None,
     llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
     kv_cache_dtype: KVCacheDtypeOption = "auto",

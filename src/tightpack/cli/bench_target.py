@@ -38,10 +38,11 @@ def open_engine(arguments: Mapping[str, Any], plan: Plan) -> Iterator[Opened]:
     from tightpack.engine_args import EngineArgs
     from tightpack.llm import load_engine
 
-    same = ("model", "dtype", "device", "quantization", "llm_int8_threshold", "kv_cache_dtype")
+    same = ("model", "dtype", "device", "executor", "activation_dtype", "num_threads")
+    quantized = ("quantization", "llm_int8_threshold", "kv_cache_dtype")
     engine = load_engine(
         EngineArgs(
-            **{name: arguments[name] for name in (*same, "num_threads", "enable_prefix_caching")},
+            **{name: arguments[name] for name in (*same, *quantized, "enable_prefix_caching")},
             max_model_len=plan.max_model_len,
             max_num_seqs=plan.max_num_seqs,
             max_queue=max(1024, plan.num_requests),

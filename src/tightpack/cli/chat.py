@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from tightpack.cli.generate import chat_prompt, print_stream
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, TemperatureOption, ThreadsOption
+from tightpack.cli.options import (
+    ActivationDtypeOption,
+    DeviceOption,
+    DtypeOption,
+    ExecutorOption,
+    ModelArgument,
+    TemperatureOption,
+    ThreadsOption,
+)
 from tightpack.engine_args import DEFAULT_MODEL
 from tightpack.requests.sampling_params import SamplingParams
 
@@ -22,6 +30,8 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
 ) -> None:
     """Talk with a model. /clear forgets the conversation, Ctrl-C stops an answer, /exit or Ctrl-D ends it.
@@ -31,7 +41,15 @@ def chat(
     from tightpack.llm import AsyncLLM
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    engine = AsyncLLM(model=model, dtype=dtype, device=device, num_threads=num_threads, max_num_seqs=1)
+    engine = AsyncLLM(
+        model=model,
+        dtype=dtype,
+        device=device,
+        executor=executor,
+        activation_dtype=activation_dtype,
+        num_threads=num_threads,
+        max_num_seqs=1,
+    )
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     typer.echo(

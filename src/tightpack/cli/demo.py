@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightpack.cli.options import DeviceOption, DtypeOption, ModelArgument, ThreadsOption
+from tightpack.cli.options import (
+    ActivationDtypeOption,
+    DeviceOption,
+    DtypeOption,
+    ExecutorOption,
+    ModelArgument,
+    ThreadsOption,
+)
 from tightpack.cli.result_file import JsonOption, check_writable
 from tightpack.engine_args import DEFAULT_MODEL
 
@@ -33,6 +40,8 @@ def demo(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -63,6 +72,8 @@ def demo(
                 model=model,
                 dtype=dtype,
                 device=device,
+                executor=executor,
+                activation_dtype=activation_dtype,
                 num_threads=num_threads,
                 max_num_seqs=max(mixed.max_num_seqs, long_prompt.max_num_seqs),
                 max_model_len=max(mixed.max_model_len, long_prompt.max_model_len),
@@ -84,6 +95,8 @@ def demo(
             "seed": seed,
             "dtype": dtype,
             "device": device,
+            "executor": executor,
+            "activation_dtype": activation_dtype,
             "num_threads": num_threads,
         }
         head = manifest(

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightpack.cli.options import DeviceOption, ModelArgument, ThreadsOption
+from tightpack.cli.options import ActivationDtypeOption, DeviceOption, ModelArgument, ThreadsOption
+from tightpack.engine_args import ACTIVATION_DTYPES
+from tightpack.requests.arguments import require_one_of
 
 if TYPE_CHECKING:
     from tightpack.evaluation.comparison import Quality
 
 ReferenceOption = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="The original; without it only the perplexity is measured."),
+    typer.Option(
+        metavar="MODEL",
+        help="The original. Without it only the perplexity is measured; of --executor native, what its "
+        "arithmetic costs: the reference is then MODEL itself, computed exactly.",
+    ),
 ]
 TextOption = Annotated[
     Path, typer.Option(metavar="FILE", help='Plain text, or JSON Lines (.jsonl) with a "text" field.')
@@ -29,6 +35,13 @@ SkipOption = Annotated[
 ]
 DtypeOption = Annotated[
     str, typer.Option(help="Of dense weights and activations: float32, bfloat16 or float16.")
+]
+EvaluatedOption = Annotated[
+    str,
+    typer.Option(
+        help="torch, or native: MODEL in the executor that serves on CPUs, int8 activations and all. The "
+        "reference stays in torch."
+    ),
 ]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="OUT.json", help="Write the results to this file.")
@@ -44,6 +57,8 @@ def evaluate(
     skip: SkipOption = 0,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
+    executor: EvaluatedOption = "torch",
+    activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -51,7 +66,7 @@ def evaluate(
 
     The text is cut in sequences, each read from an empty context. Both models run side by side in the torch
     executor, in float32 unless told otherwise, so that the difference is the checkpoint's and not the
-    arithmetic's.
+    arithmetic's; with --executor native it is both.
 
     Example: `tightpack evaluate ./model-4bit --reference ./model --text held-out.txt --samples 64`
     """
@@ -62,10 +77,25 @@ def evaluate(
     check_writable(json_path)
     status = Console(stderr=True)
     started = time.monotonic()
+    require_one_of("executor", executor, ("torch", "native"))
+    require_one_of("activation_dtype", activation_dtype, ACTIVATION_DTYPES)
+    native = executor == "native"
+    if native and reference is None:
+        reference = model
     names = [model] if reference is None else [model, reference]
     with status.status(f"evaluating {' against '.join(names)}"):
         quality, model_name = _measure(
-            model, reference, text, samples, sequence_length, skip, dtype, device, num_threads
+            model,
+            reference,
+            text,
+            samples,
+            sequence_length,
+            skip,
+            dtype,
+            device,
+            num_threads,
+            native=native,
+            activation_dtype=activation_dtype,
         )
     _show(Console(), model_name, quality)
     if json_path is not None:
@@ -78,6 +108,8 @@ def evaluate(
             "skip": skip,
             "dtype": dtype,
             "device": device,
+            "executor": executor,
+            "activation_dtype": activation_dtype,
         }
         _write(json_path, arguments, quality, time.monotonic() - started)
         status.print(f"wrote {json_path}", highlight=False, soft_wrap=True)
@@ -93,6 +125,9 @@ def _measure(
     dtype: str,
     device: str,
     num_threads: int | None,
+    *,
+    native: bool,
+    activation_dtype: str,
 ) -> tuple[Quality, str]:
     from contextlib import ExitStack
 
@@ -114,7 +149,7 @@ def _measure(
     where = resolve_device(device)
     with ExitStack() as stack:
 
-        def logits(of: Any) -> SequenceLogits:
+        def logits(of: Any, native: bool = False) -> SequenceLogits:
             return stack.enter_context(
                 SequenceLogits(
                     of,
@@ -122,10 +157,12 @@ def _measure(
                     dtype=resolve_dtype(dtype, of),
                     device=where,
                     num_threads=num_threads,
+                    native=native,
+                    activation_dtype=activation_dtype,
                 )
             )
 
-        own = logits(checkpoint).each(sequences)
+        own = logits(checkpoint, native).each(sequences)
         other = None if original is None else logits(original).each(sequences)
         return measure(sequences, own, other), checkpoint.name
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tightpack.cli.options import (
+    ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
@@ -39,6 +41,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     quantization: QuantizationOption = None,
     llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
@@ -56,6 +60,8 @@ def generate(
         model=model,
         dtype=dtype,
         device=device,
+        executor=executor,
+        activation_dtype=activation_dtype,
         quantization=quantization,
         llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,

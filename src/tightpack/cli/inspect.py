@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +11,6 @@ from tightpack.cli.options import ModelArgument
 
 if TYPE_CHECKING:
     from tightpack.checkpoints.checkpoint import Checkpoint
-
-
-_CACHE_BYTES = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1})
 
 
 def inspect(
@@ -41,6 +37,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The facts as JSON; bytes are those in the file, a quantized linear's with its scales under its codes'
     precision; `kv_bytes_per_token` those of the cache that the checkpoint is made for, bf16 where it states
     none."""
+    from tightpack.architectures.kv_memory import ELEMENT_BYTES
+
     spec, tokenizer = checkpoint.spec, checkpoint.tokenizer
     num_bytes: Counter[str] = Counter()
     for name in spec.tensor_shapes():
@@ -65,7 +63,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "context_length": spec.max_position_embeddings,
         "kv_cache": cache,
-        "kv_bytes_per_token": spec.kv_bytes_per_token(_CACHE_BYTES[cache]),
+        "kv_bytes_per_token": spec.kv_bytes_per_token(ELEMENT_BYTES[cache]),
+        "cpu_memory": _cpu_memory(checkpoint),
         "rope": _rope(checkpoint),
         "sliding_windows": {str(window): count for window, count in windows.items() if window is not None},
         "full_attention_layers": windows[None],
@@ -73,6 +72,35 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
         "chat_template": tokenizer.has_chat_template,
         "eos_token_ids": list(spec.eos_token_ids),
+    }
+
+
+def _cpu_memory(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Bytes that serving takes on this machine's CPU under default arguments; None where it cannot."""
+    from tightpack.architectures import kv_memory
+    from tightpack.checkpoints.precision import resolve_kv_cache
+    from tightpack.engine_args import EngineArgs
+    from tightpack.native_cpu.memory import predict
+
+    args, spec = EngineArgs(), checkpoint.spec
+    kv_cache = resolve_kv_cache("auto", checkpoint, "bf16")
+    try:
+        num_blocks = kv_memory.blocks_within(
+            kv_memory.cpu_budget(),
+            spec,
+            block_size=args.block_size,
+            kv_format=kv_cache,
+            max_num_seqs=args.max_num_seqs,
+            max_model_len=spec.max_position_embeddings,
+        )
+    except MemoryError:
+        return None
+    memory = predict(checkpoint, kv_cache, block_size=args.block_size, num_blocks=num_blocks)
+    return {
+        "weights": memory.weights,
+        "kv_pool": memory.kv_pool,
+        "process": memory.process,
+        "total": memory.total,
     }
 
 
@@ -145,6 +173,13 @@ def _print_table(facts: dict[str, Any]) -> None:
         "KV cache",
         f"{_size(facts['kv_bytes_per_token'])} a token in {facts['kv_cache']}, {_size(whole)} a full context",
     )
+    memory = facts["cpu_memory"]
+    if memory is not None:
+        table.add_row(
+            "serving on a CPU",
+            f"up to {_size(memory['total'])}: weights {_size(memory['weights'])}, KV pool "
+            f"{_size(memory['kv_pool'])} as it fills, process {_size(memory['process'])}",
+        )
     table.add_section()
     table.add_row("tokenizer", f"{facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} tokens")
     table.add_row("ends at", ", ".join(map(str, facts["eos_token_ids"])) or "nothing")

@@ -34,6 +34,17 @@ KVCacheDtypeOption = Annotated[
     str, typer.Option(help="auto (the checkpoint's, or --dtype), fp8, int8, bfloat16, float16 or float32.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ExecutorOption = Annotated[
+    str,
+    typer.Option(help="auto (native on a CPU, PyTorch for what native lacks and on CUDA), native or torch."),
+]
+ActivationDtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the native executor, inputs of integer weights: auto and int8 round them to 8 bits in "
+        "groups, bfloat16 is exact weight-only arithmetic."
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")
 ]

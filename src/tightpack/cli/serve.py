@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tightpack.cli.options import (
+    ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
@@ -49,6 +54,8 @@ def serve(
     ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     quantization: QuantizationOption = None,
     llm_int8_threshold: ThresholdOption = _DEFAULTS.llm_int8_threshold,
     kv_cache_dtype: KVCacheDtypeOption = _DEFAULTS.kv_cache_dtype,
@@ -93,6 +100,8 @@ def serve(
         served_model_name=served_model_name,
         dtype=dtype,
         device=device,
+        executor=executor,
+        activation_dtype=activation_dtype,
         quantization=quantization,
         llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,
@@ -110,15 +119,17 @@ def serve(
         num_threads=num_threads,
     )
 
-    from tightpack.server.run import address_of, open_socket, run_server
+    from tightpack.server.listening import address_of, open_socket
 
     # The port comes first: loading a model for nothing would take far longer.
     sock = open_socket(host, port)
     url = address_of(sock)
+    # Half of starting is importing the HTTP server, the other half is work that needs no interpreter lock.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        loading = pool.submit(_load, args)
+        from tightpack.server.run import run_server
 
-    from tightpack.llm import AsyncLLM
-
-    engine = AsyncLLM(**asdict(args))
+        engine = loading.result()
 
     def on_drain(in_flight: int) -> None:
         print(
@@ -141,6 +152,12 @@ def serve(
     )
 
 
+def _load(args: EngineArgs) -> AsyncLLM:
+    from tightpack.llm import AsyncLLM
+
+    return AsyncLLM(**asdict(args))
+
+
 def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
     from rich.console import Console
 
@@ -155,7 +172,8 @@ def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"[bold green]ready[/] [bold]{engine.model_name}[/] at [bold]{url}[/]  policy {engine.args.policy}, "
-        f"KV cache {capacity} tokens{_phases(engine.engine.load_seconds)}"
+        f"KV cache {capacity} tokens{_phases(engine.engine.load_seconds)}, "
+        f"ready {_process_age():.2f} s after the process began"
     )
     console.print(
         f"try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
@@ -167,3 +185,11 @@ def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:
 def _phases(seconds: Mapping[str, float]) -> str:
     parts = ", ".join(f"{phase} {took:.2f} s" for phase, took in seconds.items())
     return f", loaded in {sum(seconds.values()):.2f} s ({parts})" if parts else ""
+
+
+def _process_age() -> float:
+    """Seconds since the process began, the interpreter's own start and all imports among them."""
+    with open("/proc/self/stat", encoding="utf-8") as stat:
+        # Behind the command's name, which may hold spaces: field 22 of proc(5), in clock ticks since boot.
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.checkpoints.precision import resolve_kv_cache
+from tightpack.native_cpu.executor import NativeExecutor
 from tightpack.requests.request import Request
 from tightpack.requests.sampling_params import SamplingParams
 from tightpack.scheduling.plan import Chunk
@@ -20,9 +22,11 @@ _BLOCK_SIZE = 16
 
 
 class SequenceLogits:
-    """A checkpoint in the torch executor, one sequence at a time. Close it, or use it as a context manager.
+    """A checkpoint in an executor, one sequence at a time. Close it, or use it as a context manager.
 
     dtype: of dense weights and activations; float32 measures the checkpoint and not the arithmetic.
+    native: run in the executor that serves on CPUs, whose arithmetic is then measured as well; dtype and
+        device do not count. activation_dtype: as of `EngineArgs`.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class SequenceLogits:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
+        native: bool = False,
+        activation_dtype: str = "auto",
     ) -> None:
         longest = checkpoint.spec.max_position_embeddings
         if sequence_length > longest:
@@ -40,6 +46,19 @@ class SequenceLogits:
                 f"sequence_length={sequence_length} is beyond the {longest} positions of {checkpoint.name}"
             )
         self._blocks = tuple(range(-(-sequence_length // _BLOCK_SIZE)))
+        self._executor: NativeExecutor | TorchExecutor
+        if native:
+            self._executor = NativeExecutor(
+                checkpoint,
+                activation_dtype=activation_dtype,
+                kv_cache=resolve_kv_cache("auto", checkpoint, "bf16"),
+                block_size=_BLOCK_SIZE,
+                num_blocks=len(self._blocks),
+                max_num_seqs=1,
+                max_model_len=sequence_length,
+                num_threads=num_threads,
+            )
+            return
         self._executor = TorchExecutor(
             checkpoint,
             dtype=dtype,
@@ -63,7 +82,8 @@ class SequenceLogits:
                 seed=0,
                 max_output_tokens=1,
             )
-            yield self._executor.logits([Chunk(request, 0, len(tokens), self._blocks)])
+            logits = self._executor.logits([Chunk(request, 0, len(tokens), self._blocks)])
+            yield logits if isinstance(logits, Tensor) else torch.from_numpy(logits)
 
     def close(self) -> None:
         self._executor.close()

@@ -17,44 +17,11 @@ import uvicorn
 
 from tightpack.server.app import create_app
 from tightpack.server.engine import ServingEngine
+from tightpack.server.listening import cannot_listen
 from tightpack.server.service import Lifecycle
 
 # What is left to an answer after its request has ended: writing it.
 _FLUSH_S = 1.0
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet; port 0 picks a free one.
-
-    Bound before a model is loaded, so that a taken port is known at once, while clients are refused (rather
-    than kept waiting) until the server is ready. Raises OSError that says what to do.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, OverflowError) as error:
-        raise OSError(f"cannot listen on host {host!r}, port {port}: {error}") from error
-    sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _cannot_listen(host, port, error) from error
-    return sock
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
-    return OSError(
-        f"cannot listen on {host}:{port}: {error.strerror}; choose another port (0 picks a free one)"
-    )
-
-
-def address_of(sock: socket.socket) -> str:
-    """The URL of a bound socket."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run_server(
@@ -133,7 +100,7 @@ class _Server(uvicorn.Server):
                 sock.listen(self.config.backlog)
             except OSError as error:
                 host, port = sock.getsockname()[:2]
-                raise _cannot_listen(host, port, error) from error
+                raise cannot_listen(host, port, error) from error
         await super().startup(sockets)
         self._on_ready()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tightpack.architectures.kv_memory import describe
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
@@ -16,7 +17,7 @@ from tightpack.serving_loop.executor import SampledToken, StepResult
 from tightpack.torch_backend.decoder import Decoder
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.logprobs import token_logprobs
-from tightpack.torch_backend.rounded_kv_cache import describe, make_kv_cache, unrounded
+from tightpack.torch_backend.rounded_kv_cache import make_kv_cache, unrounded
 from tightpack.torch_backend.sampler import sample
 from tightpack.torch_backend.sizing import default_num_blocks
 from tightpack.torch_backend.step_inputs import InputBuilder, StepInputs

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tightpack.architectures.kv_memory import check_scales, has_dynamic_scales
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend.fp8_decode import decode_fp8
@@ -31,33 +32,11 @@ STORAGE: Mapping[Precision, torch.dtype] = MappingProxyType(
     }
 )
 _PRECISIONS = MappingProxyType({storage: precision for precision, storage in STORAGE.items()})
-_SCALE_BYTES = 4
 
 
 def unrounded(dtype: torch.dtype) -> KVCacheFormat:
     """Keys and values as a decoder in `dtype` makes them."""
     return KVCacheFormat(precision=_PRECISIONS[dtype])
-
-
-def describe(kv_format: KVCacheFormat) -> str:
-    """For people and manifests: "bfloat16", "fp8", "fp8 with calibrated scales"."""
-    if kv_format.key_scales:
-        return f"{kv_format.precision} with calibrated scales"
-    if has_dynamic_scales(kv_format):
-        return "int8 with a scale a token and head"
-    storage = STORAGE[kv_format.precision]
-    return kv_format.precision if storage.itemsize == 1 else str(storage).removeprefix("torch.")
-
-
-def has_dynamic_scales(kv_format: KVCacheFormat) -> bool:
-    """Integers without calibrated scales have no useful constant one; 8-bit floats do: 1."""
-    return kv_format.precision == "int8" and not kv_format.key_scales
-
-
-def kv_bytes_per_token(spec: ModelSpec, kv_format: KVCacheFormat) -> int:
-    """Bytes that one position takes in the caches of all layers, scales included."""
-    scales = _SCALE_BYTES / spec.head_dim if has_dynamic_scales(kv_format) else 0
-    return spec.kv_bytes_per_token(STORAGE[kv_format.precision].itemsize + scales)
 
 
 def make_kv_cache(
@@ -69,14 +48,7 @@ def make_kv_cache(
     device: torch.device,
 ) -> KVCache:
     """The cache of a decoder in `dtype`. Raises ValueError for scales that are not positive, one a layer."""
-    for scales in (kv_format.key_scales, kv_format.value_scales):
-        if len(scales) not in (0, spec.num_layers) or len(scales) != len(kv_format.value_scales):
-            raise ValueError(
-                f"the KV cache has {len(kv_format.key_scales)} key and {len(kv_format.value_scales)} value "
-                f"scales; the model has {spec.num_layers} layers"
-            )
-        if not all(0 < scale < float("inf") for scale in scales):
-            raise ValueError("the KV cache has a scale that is not a positive number")
+    check_scales(spec, kv_format)
     if STORAGE[kv_format.precision] == dtype and not kv_format.key_scales:
         return KVCache(spec, num_blocks, block_size, dtype, device)
     if has_dynamic_scales(kv_format):

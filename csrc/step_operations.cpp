@@ -1,0 +1,217 @@
+#include "step_operations.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace tightpack {
+namespace {
+
+struct Range {
+    std::int64_t first;
+    std::int64_t last;
+};
+
+// The thread's share of `count` neighbouring pieces; the first thread has the larger ones.
+Range share(std::int64_t count, const ThreadTeam::Member& member) {
+    const std::int64_t threads = member.count(), index = member.index();
+    return {(count * index + threads - 1) / threads, (count * (index + 1) + threads - 1) / threads};
+}
+
+// The rows that the thread rounds.
+Range rows_to_make(const StepState& state, RowSet set, const ThreadTeam::Member& member) {
+    const std::int64_t count = state.of(set).count;
+    return state.single_row() ? Range{0, count} : share(count, member);
+}
+
+// From so many rows on, a thread that is held up leaves the rest to the others. Below, each has its share of
+// the weights, the same every time and in one piece.
+constexpr std::int64_t rows_to_share_freely = 32;
+// Rounded rows of this many tokens, and what becomes of them, stay in a core's cache while weights pass.
+constexpr std::int64_t rows_at_a_time = 256;
+constexpr std::int64_t pieces_a_thread = 8;
+constexpr std::int64_t most_panels_a_piece = 16;
+
+}  // namespace
+
+void Embed::run(ThreadTeam::Member& member, StepState& state) const {
+    const Range mine = share(state.of(set).count, member);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        float* out = state.row(residual, row);
+        state.kernels.unpack_output(*table, state.token_ids[row], out);
+        if (scale != 1) state.kernels.row.scale(scale, table->inputs, out);
+    }
+}
+
+std::vector<Access> Embed::accesses() const {
+    return {{.value = residual, .writes = true, .by_rows = true}};
+}
+
+void Norm::run(ThreadTeam::Member& member, StepState& state) const {
+    const Rows& rows = state.rows(out, member);
+    float* normed = state.own_scratch(member);
+    const auto width = static_cast<std::int64_t>(weight.size());
+    const Range mine = rows_to_make(state, set, member);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        if (!state.kernels.row.norm(state.row(residual, row), weight.data(), eps, width, normed)) {
+            state.fail(set, row);
+        }
+        state.kernels.quantize_row(normed, rows, row);
+    }
+}
+
+std::vector<Access> Norm::accesses() const {
+    return {{.value = residual, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
+}
+
+void Quantize::run(ThreadTeam::Member& member, StepState& state) const {
+    const Rows& rows = state.rows(out, member);
+    const Range mine = rows_to_make(state, set, member);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        const float* x = state.row(in, row);
+        if (!state.kernels.row.is_finite(x, rows.format.width)) state.fail(set, row);
+        state.kernels.quantize_row(x, rows, row);
+    }
+}
+
+std::vector<Access> Quantize::accesses() const {
+    return {{.value = in, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
+}
+
+void Gate::run(ThreadTeam::Member& member, StepState& state) const {
+    const Rows& rows = state.rows(out, member);
+    const RowKernels& kernels = state.kernels.row;
+    const auto gated = activation == Activation::silu ? kernels.silu_gate : kernels.gelu_tanh_gate;
+    float* product = state.own_scratch(member);
+    const Range mine = rows_to_make(state, set, member);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        const float* gate = state.row(in, row);
+        if (!gated(gate, gate + width, width, product)) state.fail(set, row);
+        state.kernels.quantize_row(product, rows, row);
+    }
+}
+
+std::vector<Access> Gate::accesses() const {
+    return {{.value = in, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
+}
+
+void NormAdd::run(ThreadTeam::Member& member, StepState& state) const {
+    float* normed = state.own_scratch(member);
+    const auto width = static_cast<std::int64_t>(weight.size());
+    const Range mine = share(state.of(set).count, member);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        if (!state.kernels.row.norm(state.row(in, row), weight.data(), eps, width, normed))
+            state.fail(set, row);
+        state.kernels.row.add(normed, width, state.row(residual, row));
+    }
+}
+
+std::vector<Access> NormAdd::accesses() const {
+    return {{.value = in, .by_rows = true}, {.value = residual, .writes = true, .by_rows = true}};
+}
+
+void Linear::compute(const Rows& rows, const LinearOutput& output, const KernelTable& kernels,
+                     std::int64_t first_row, std::int64_t last_row, std::int64_t first_panel,
+                     std::int64_t last_panel) const {
+    if (first_row == last_row || first_panel == last_panel) return;
+    kernels.linear(*weight, rows, first_row, last_row, first_panel, last_panel, output);
+    if (softcap == 0) return;
+    const std::int64_t first = first_panel * PackedLinear::panel;
+    const std::int64_t last = std::min(last_panel * PackedLinear::panel, last_output);
+    for (std::int64_t row = first_row; row < last_row; ++row) {
+        kernels.row.softcap(softcap, last - first, output.values + row * output.stride + first);
+    }
+}
+
+void Linear::run(ThreadTeam::Member& member, StepState& state) const {
+    const std::int64_t count = state.of(set).count;
+    const Rows& rows = state.rows(in, member);
+    // The kernel counts columns from output 0 of the weight, whichever part of it is computed.
+    const LinearOutput output{
+        .values = (out ? state.storage.fp32(*out) : state.logits) + (first_column - first_output),
+        .stride = out ? state.storage.shape(*out).width : last_output,
+        .accumulate = accumulate,
+        .bias = bias.empty() ? nullptr : bias.data(),
+    };
+    const std::int64_t first_panel = first_output / PackedLinear::panel;
+    const std::int64_t last_panel = (last_output + PackedLinear::panel - 1) / PackedLinear::panel;
+    const std::int64_t panels = last_panel - first_panel;
+    if (count < rows_to_share_freely) {
+        const Range mine = share(panels, member);
+        compute(rows, output, state.kernels, 0, count, first_panel + mine.first, first_panel + mine.last);
+        return;
+    }
+    const std::int64_t row_pieces = (count + rows_at_a_time - 1) / rows_at_a_time;
+    const std::int64_t fair = row_pieces * panels / (pieces_a_thread * member.count());
+    const std::int64_t a_piece = std::clamp<std::int64_t>(fair / 2 * 2, 2, most_panels_a_piece);
+    const std::int64_t panel_pieces = (panels + a_piece - 1) / a_piece;
+    for (;;) {
+        const std::int64_t piece = state.taken[index].fetch_add(1, std::memory_order_relaxed);
+        if (piece >= row_pieces * panel_pieces) return;
+        const std::int64_t row = piece / panel_pieces * rows_at_a_time;
+        const std::int64_t panel = first_panel + piece % panel_pieces * a_piece;
+        compute(rows, output, state.kernels, row, std::min(row + rows_at_a_time, count), panel,
+                std::min(panel + a_piece, last_panel));
+    }
+}
+
+std::vector<Access> Linear::accesses() const {
+    std::vector<Access> all{{.value = in}};
+    if (out) {
+        const std::int64_t last = first_column + last_output - first_output;
+        all.push_back({.value = *out, .writes = true, .first_column = first_column, .last_column = last});
+    }
+    return all;
+}
+
+void Store::run(ThreadTeam::Member& member, StepState& state) const {
+    const StepState::RowsOf& rows = state.of(set);
+    const Range mine = share(rows.count, member);
+    const std::int64_t width = state.storage.shape(in).width;
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        if (!state.kernels.row.is_finite(state.row(in, row), width)) state.fail(set, row);
+    }
+    const StoreArguments arguments{
+        .groups = rows.groups,
+        .values = state.storage.fp32(in),
+        .stride = width,
+        .num_heads = queries ? num_heads : 0,
+        .num_kv_heads = layer ? num_kv_heads : 0,
+        .query_norm = query_norm.empty() ? nullptr : query_norm.data(),
+        .key_norm = key_norm.empty() ? nullptr : key_norm.data(),
+        .norm_eps = eps,
+        .rotary = rotary,
+        .queries = queries ? state.storage.bf16(*queries) : nullptr,
+    };
+    rotate_and_store(arguments, *state.cache, layer.value_or(0), state.kernels, mine.first, mine.last);
+}
+
+std::vector<Access> Store::accesses() const {
+    std::vector<Access> all{{.value = in, .by_rows = true}};
+    if (queries) all.push_back({.value = *queries, .writes = true, .by_rows = true});
+    if (layer) all.push_back({.value = Access::cache_of(*layer), .writes = true, .by_rows = true});
+    return all;
+}
+
+void Attend::run(ThreadTeam::Member& member, StepState& state) const {
+    attention->run(member, state.of(set).groups, state.storage.bf16(queries), *state.cache, layer,
+                   state.kernels, state.storage.fp32(out));
+}
+
+std::vector<Access> Attend::accesses() const {
+    return {{.value = queries}, {.value = Access::cache_of(layer)}, {.value = out, .writes = true}};
+}
+
+void KeepWantedRows::run(ThreadTeam::Member& member, StepState& state) const {
+    const Range mine = share(state.wanted.count, member);
+    const auto bytes = static_cast<std::size_t>(state.storage.shape(out).width) * sizeof(float);
+    for (std::int64_t row = mine.first; row < mine.last; ++row) {
+        const std::int32_t from = state.wanted.step_rows[static_cast<std::size_t>(row)];
+        std::memcpy(state.row(out, row), state.row(residual, from), bytes);
+    }
+}
+
+std::vector<Access> KeepWantedRows::accesses() const {
+    return {{.value = residual}, {.value = out, .writes = true, .by_rows = true}};
+}
+
+}  // namespace tightpack

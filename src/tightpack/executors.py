@@ -1,0 +1,110 @@
+"""Which executor runs a checkpoint: native on a CPU, PyTorch on CUDA and for what native cannot do."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+
+from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.checkpoints.precision import float_precision, resolve_kv_cache
+from tightpack.engine_args import EngineArgs, resolve_max_num_batched_tokens
+from tightpack.serving_loop.executor import Executor
+
+logger = logging.getLogger(__name__)
+
+# What the NVIDIA driver puts there, on Linux and in WSL.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+
+
+def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
+    """The executor that `args.executor` names; "auto" is native on a CPU, and PyTorch where it must be.
+
+    Raises ValueError where what was asked for by name cannot run this, and ModuleNotFoundError that says
+    what to install where PyTorch is needed and absent.
+    """
+    reason = _reason_against_native(checkpoint, args)
+    if reason is None:
+        return _native(checkpoint, args, max_model_len)
+    if args.executor == "native":
+        raise ValueError(f"executor='native' cannot run {checkpoint.name}: {reason}")
+    by_choice = args.executor == "torch" or reason == _ON_CUDA
+    if args.activation_dtype == "int8":
+        raise ValueError(
+            f"activation_dtype='int8' is the native executor's, which does not run {checkpoint.name} here: "
+            f"{reason}"
+        )
+    if not by_choice:
+        logger.warning("PyTorch runs %s, the native executor cannot: %s", checkpoint.name, reason)
+    return _torch(checkpoint, args, max_model_len, None if by_choice else reason)
+
+
+_ON_CUDA = "it computes on CPUs alone, and the device is a GPU"
+
+
+def _reason_against_native(checkpoint: Checkpoint, args: EngineArgs) -> str | None:
+    if args.executor == "torch":
+        return "executor is 'torch'"
+    if _on_cuda(args.device):
+        return _ON_CUDA
+    from tightpack.native_cpu.support import reason_against
+
+    return reason_against(
+        checkpoint, dtype=args.dtype, kv_cache_dtype=args.kv_cache_dtype, block_size=args.block_size
+    )
+
+
+def _on_cuda(device: str) -> bool:
+    """PyTorch is asked only where there may be a GPU: its import takes longer than loading a small model."""
+    if device != "auto":
+        return device.startswith("cuda")
+    if not any(map(os.path.exists, _GPU_FILES)) or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _native(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
+    from tightpack.native_cpu.executor import NativeExecutor
+
+    return NativeExecutor(
+        checkpoint,
+        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, "bf16"),
+        activation_dtype=args.activation_dtype,
+        block_size=args.block_size,
+        num_blocks=args.num_blocks,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=max_model_len,
+        num_threads=args.num_threads,
+    )
+
+
+def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason: str | None) -> Executor:
+    """reason: why it has to be PyTorch, for the one who must install it."""
+    try:
+        from tightpack.torch_backend.executor import TorchExecutor
+        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        why = "" if reason is None else f" ({reason})"
+        raise ModuleNotFoundError(
+            f"this model runs on PyTorch{why}, which is not installed: pip install 'tightpack[torch]'",
+            name="torch",
+        ) from error
+    device = resolve_device(args.device)
+    dtype = resolve_dtype(args.dtype, checkpoint)
+    return TorchExecutor(
+        checkpoint,
+        dtype=dtype,
+        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, float_precision(args.dtype, checkpoint)),
+        device=device,
+        block_size=args.block_size,
+        num_blocks=args.num_blocks,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=resolve_max_num_batched_tokens(args, max_model_len, device.type),
+        max_model_len=max_model_len,
+        num_threads=args.num_threads,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+    )
