@@ -30,6 +30,7 @@ lint: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/lint
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python benchmarks/make_table.py --check
 	$(VENV)/bin/python benchmarks/quality.py --check
+	$(VENV)/bin/python benchmarks/peers.py --check
 
 check: lint test
 

@@ -7,5 +7,6 @@ namespace tightpack {
 
 void bind_linears(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
+void bind_sampler(nanobind::module_& m);
 
 }  // namespace tightpack

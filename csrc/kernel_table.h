@@ -13,6 +13,7 @@
 #include "cpu_features.h"
 #include "packed_linear.h"
 #include "rows.h"
+#include "sampling_kernels.h"
 
 namespace tightpack {
 
@@ -54,6 +55,7 @@ struct KernelTable {
     void (*attend)(const AttentionTile& work);
     void (*finish_attention)(const AttentionFinish& work);
     void (*rotate_and_store)(const StoreRun& run);
+    SamplingKernels sampling;
 };
 
 namespace portable {

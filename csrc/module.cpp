@@ -98,4 +98,5 @@ ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.)");
 
     tightpack::bind_linears(m);
     tightpack::bind_program(m);
+    tightpack::bind_sampler(m);
 }

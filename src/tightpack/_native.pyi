@@ -462,3 +462,51 @@ def attend(
     (probabilities are rounded to it), sums float32. Raises ValueError where shapes, positions or blocks do
     not fit.
     """
+
+class SamplingSettings:
+    """How a request's logits are edited and drawn from; `requests.sampling_params` says what the numbers
+    mean.
+
+    bias: (token id, value) pairs. endings: token ids that a row may hold back. Ids must be in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        presence_penalty: float,
+        frequency_penalty: float,
+        bias: Sequence[tuple[int, float]],
+        endings: Sequence[int],
+    ) -> None: ...
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens so far matter, so that they must be told."""
+
+    def see_prompt(self, tokens: Sequence[int]) -> None: ...
+    def see_output(self, tokens: Sequence[int]) -> None:
+        """Tokens of the output that were not told before."""
+
+class Sampler:
+    """Chooses the next token of each row of logits, on a team's threads (csrc/sampler.h)."""
+
+    def __init__(self, team: ThreadTeam, *, instruction_set: str = "auto") -> None: ...
+    def sample(
+        self, logits: NDArray[np.float32], rows: Sequence[tuple[SamplingSettings, float, bool] | None]
+    ) -> list[int]:
+        """A token id for each row of logits [rows, vocabulary]; -1 where they hold NaN or their largest is
+        not finite.
+
+        rows: None for the likeliest token, else settings, a uniform number in [0, 1), and whether the endings
+        are held back.
+        """
+
+    def token_logprobs(
+        self, logits: NDArray[np.float32], token_ids: Sequence[int], counts: Sequence[int]
+    ) -> list[tuple[float, int, tuple[tuple[int, float], ...]]]:
+        """Log-probability and rank of each row's token, and the row's `counts` likeliest (token id,
+        logprob)."""

@@ -82,3 +82,18 @@ def test_missing_file_and_bad_numbers(tmp_path: Path, trace) -> None:
         read_trace(trace(HEADER, "1,1,1"), 1, time_scale=0.0)
     with pytest.raises(ValueError, match="at least 1 request"):
         read_trace(trace(HEADER, "1,1,1"), 0)
+
+
+def test_skipping_and_scaling_lengths(trace) -> None:
+    path = trace(HEADER, "10,100,200", "12,3,4", "16,1,50", "17,9,9")
+    found = read_trace(path, 2, skip=1, length_scale=0.25)
+    assert found == [RequestShape(0.0, 1, 1), RequestShape(4.0, 1, 12)]
+    with pytest.raises(ValueError, match="holds no requests beyond the 4 skipped"):
+        read_trace(path, 2, skip=4)
+    with pytest.raises(ValueError, match="length scale must be above 0"):
+        read_trace(path, 2, length_scale=0)
+
+
+def test_scaling_does_not_hide_a_length_of_zero(trace) -> None:
+    with pytest.raises(ValueError, match=r"line 2: the output length must be at least 1 token, got 0"):
+        read_trace(trace(HEADER, "10,5,0"), 1, length_scale=0.5)

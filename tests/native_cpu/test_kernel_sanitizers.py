@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def run(*command: str | Path) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
@@ -37,10 +37,8 @@ def build(directory: Path, sanitizers: str, target: str, *options: str) -> None:
 
 def test_kernels_are_clean_under_sanitizers(tmp_path: Path) -> None:
     build(tmp_path, "address,undefined", "all")
-    assert "passed on:" in run(tmp_path / "kernel_tests")
-    assert "passed on:" in run(tmp_path / "linear_tests")
-    assert "passed" in run(tmp_path / "row_kernel_tests")
-    assert "passed" in run(tmp_path / "concurrency_tests")
+    for test in ("kernel_tests", "linear_tests", "row_kernel_tests", "concurrency_tests"):
+        assert "passed" in run(tmp_path / test)
 
 
 def test_threads_share_nothing_without_a_barrier(tmp_path: Path) -> None:

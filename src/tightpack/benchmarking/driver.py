@@ -1,7 +1,7 @@
-"""Open-loop drive of a serving loop in this process: requests come when they are due, ready or not.
+"""Drives a serving loop in this process with a workload, open loop or closed.
 
-A request's arrival time is the scheduled one even when a step was under way just then, so that time spent
-waiting for the loop is measured and not hidden ("coordinated omission").
+In open loop a request's arrival time is the scheduled one even when a step was under way just then, so that
+time spent waiting for the loop is measured and not hidden ("coordinated omission").
 """
 
 from __future__ import annotations
@@ -9,136 +9,179 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
-from tightpack.benchmarking.workload import Workload, WorkloadRequest
-from tightpack.latency.request_latency import RequestLatency
+from tightpack.benchmarking.outcomes import Drive, Outcome, Progress, Watch
+from tightpack.benchmarking.step_records import RecordingExecutor
+from tightpack.benchmarking.workload import Workload
 from tightpack.requests.outputs import Update
 from tightpack.requests.request import FinishReason, Request
 from tightpack.requests.sampling_params import SamplingParams
 from tightpack.scheduling.policy import QueueFullError
-from tightpack.serving_loop.loop import LoopStats, ServingLoop
+from tightpack.serving_loop.clock import Clock
+from tightpack.serving_loop.loop import ServingLoop
 
 # The shortest sleep, so that a wakeup due at once, or lost in rounding, cannot spin.
 _SHORTEST_SLEEP_S = 1e-4
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one request. error: why it was refused or failed, None when all went well."""
-
-    planned: WorkloadRequest
-    arrival_time: float
-    token_times: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-
-    @property
-    def completed(self) -> bool:
-        """Whether it gave every token that was asked for."""
-        return self.finish_reason == FinishReason.LENGTH
-
-    @property
-    def latency(self) -> RequestLatency:
-        return RequestLatency.of(self.arrival_time, self.token_times)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a drive has come: requests arrived and ended, output tokens seen, seconds since the start."""
-
-    arrived: int
-    ended: int
-    total: int
-    output_tokens: int
-    elapsed_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Drive:
-    """A finished drive. outcomes: one a request of the workload, in its order. stats: of this drive alone."""
-
-    workload: Workload
-    outcomes: tuple[Outcome, ...]
-    stats: LoopStats
 
 
 def drive(
     loop: ServingLoop,
     workload: Workload,
     *,
-    sleep: Callable[[float], None] = time.sleep,
     on_progress: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
 ) -> Drive:
     """Run a workload through a fresh serving loop until the last request has ended.
 
-    sleep: waits this many seconds of the loop's clock; a virtual clock is moved on instead.
+    Waiting is wall time, unless the loop's clock has a `sleep(seconds)` of its own, as a virtual clock has.
     on_progress: called after every step.
+    watch: told of each request that ends; what is left is dropped when it gives up.
     Raises ValueError for a loop in use, RuntimeError if the loop has work but can never go on.
     """
     if loop.has_unfinished or loop.stats.steps:
         raise ValueError("a drive needs a fresh serving loop: its intake is closed at the end")
-    start = loop.clock.now()
-    waiting = deque(Outcome(planned, start + planned.shape.arrival_s) for planned in workload.requests)
-    outcomes = {f"bench-{index}": outcome for index, outcome in enumerate(waiting)}
-    names = deque(outcomes)
-    output_tokens = ended = 0
-
-    while waiting or loop.has_unfinished:
-        while waiting and waiting[0].arrival_time <= loop.clock.now():
-            ended += not _admit(loop, names.popleft(), waiting.popleft())
-            if not waiting:
-                loop.close_intake()
-        steps_before = loop.stats.steps
-        updates = loop.step()
-        for update in updates:
-            _record(outcomes[update.request_id], update)
-            output_tokens += len(update.token_ids)
-            ended += update.finish_reason is not None
-        if on_progress is not None:
-            elapsed = loop.clock.now() - start
-            arrived = len(outcomes) - len(waiting)
-            on_progress(Progress(arrived, ended, len(outcomes), output_tokens, elapsed))
-        if loop.stats.steps == steps_before and not updates:
-            _idle(loop, waiting[0].arrival_time if waiting else None, sleep)
-    return Drive(workload, tuple(outcomes.values()), replace(loop.stats))
+    executor = loop.executor
+    recorder = loop.executor = RecordingExecutor(executor, loop.clock)
+    try:
+        run = _Run(loop, workload, watch)
+        run.until_done(on_progress)
+    finally:
+        loop.executor = executor
+    outcomes = tuple(run.outcomes.values())
+    return Drive(workload, outcomes, run.start, replace(loop.stats), tuple(recorder.steps), run.given_up)
 
 
-def _admit(loop: ServingLoop, name: str, outcome: Outcome) -> bool:
-    """Hand a request that is due to the loop; False, with the reason noted, when it is refused."""
-    planned = outcome.planned
-    output_len = planned.shape.output_len
-    request = Request(
+class _Run:
+    """A drive under way."""
+
+    def __init__(self, loop: ServingLoop, workload: Workload, watch: Watch | None) -> None:
+        self._loop = loop
+        self._clients = workload.clients
+        self._watch = watch
+        self._sleep = _sleep_of(loop.clock)
+        self.start = loop.clock.now()
+        self.given_up = False
+        self.outcomes = {
+            f"bench-{index}": Outcome(planned, self.start + planned.shape.arrival_s)
+            for index, planned in enumerate(workload.requests)
+        }
+        self._unsent = deque(self.outcomes)
+        self._silent: dict[str, Outcome] = {}  # sent and without a token, oldest first
+        self._ended = self._output_tokens = 0
+
+    def until_done(self, on_progress: Callable[[Progress], None] | None) -> None:
+        loop = self._loop
+        while self._unsent or loop.has_unfinished:
+            self._send_what_is_due()
+            steps_before = loop.stats.steps
+            updates = loop.step()
+            for update in updates:
+                self._take(update)
+            if on_progress is not None:
+                on_progress(self._progress())
+            if self._watch is not None and self._watch.gives_up(loop.clock.now(), self._waiting_since()):
+                return self._give_up()
+            if loop.stats.steps == steps_before and not updates:
+                self._idle()
+        return None
+
+    def _send_what_is_due(self) -> None:
+        while self._unsent and self._is_due(self.outcomes[self._unsent[0]]):
+            name = self._unsent.popleft()
+            outcome = self.outcomes[name]
+            if self._clients is not None:
+                outcome.arrival_time = self._loop.clock.now()
+            self._admit(name, outcome)
+            if not self._unsent:
+                self._loop.close_intake()
+
+    def _is_due(self, outcome: Outcome) -> bool:
+        if self._clients is None:
+            return outcome.arrival_time <= self._loop.clock.now()
+        return len(self.outcomes) - len(self._unsent) - self._ended < self._clients
+
+    def _admit(self, name: str, outcome: Outcome) -> None:
+        """Hand a request to the loop; a refusal is its outcome."""
+        try:
+            self._loop.add(_request(name, outcome))
+        except (QueueFullError, ValueError) as error:
+            self._end(outcome, FinishReason.ERROR, str(error))
+        else:
+            self._silent[name] = outcome
+
+    def _take(self, update: Update) -> None:
+        outcome = self.outcomes[update.request_id]
+        if update.token_ids:
+            self._silent.pop(update.request_id, None)
+            outcome.token_times.extend([update.time] * len(update.token_ids))
+            self._output_tokens += len(update.token_ids)
+        if update.finish_reason is not None:
+            self._silent.pop(update.request_id, None)
+            self._end(outcome, update.finish_reason, update.error)
+
+    def _end(self, outcome: Outcome, reason: str, error: str | None) -> None:
+        outcome.finish_reason, outcome.error = reason, error
+        self._ended += 1
+        if self._watch is not None:
+            self._watch.ended(outcome)
+
+    def _waiting_since(self) -> float | None:
+        return next(iter(self._silent.values())).arrival_time if self._silent else None
+
+    def _give_up(self) -> None:
+        self.given_up = True
+        for name in self.outcomes:
+            self._loop.abort(name)
+        self._unsent.clear()
+        self._loop.close_intake()
+        while self._loop.has_unfinished:
+            for update in self._loop.step():
+                outcome = self.outcomes[update.request_id]
+                outcome.finish_reason = update.finish_reason
+
+    def _progress(self) -> Progress:
+        arrived = len(self.outcomes) - len(self._unsent)
+        elapsed = self._loop.clock.now() - self.start
+        return Progress(arrived, self._ended, len(self.outcomes), self._output_tokens, elapsed)
+
+    def _idle(self) -> None:
+        """Nothing can run now: wait for the next arrival or for a batch whose wait ends."""
+        loop = self._loop
+        times = [when for when in (self._next_arrival(), loop.next_wakeup()) if when is not None]
+        if times:
+            self._sleep(max(min(times) - loop.clock.now(), _SHORTEST_SLEEP_S))
+        elif loop.has_unfinished:
+            raise RuntimeError(
+                f"the policy holds {loop.stats.num_waiting} waiting and {loop.stats.num_running} running"
+                " requests but plans nothing, and nothing will arrive to change that"
+            )
+
+    def _next_arrival(self) -> float | None:
+        """None in closed loop, where an arrival follows an end."""
+        if not self._unsent or self._clients is not None:
+            return None
+        return self.outcomes[self._unsent[0]].arrival_time
+
+
+def _request(name: str, outcome: Outcome) -> Request:
+    shape = outcome.planned.shape
+    return Request(
         request_id=name,
-        prompt_token_ids=planned.prompt_token_ids,
-        params=SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True),
+        prompt_token_ids=outcome.planned.prompt_token_ids,
+        params=SamplingParams(temperature=0, max_tokens=shape.output_len, ignore_eos=True),
         seed=0,
-        max_output_tokens=output_len,
-        service_class=planned.shape.service_class,
+        max_output_tokens=shape.output_len,
+        service_class=shape.service_class,
         arrival_time=outcome.arrival_time,
     )
-    try:
-        loop.add(request)
-    except (QueueFullError, ValueError) as error:
-        outcome.finish_reason, outcome.error = FinishReason.ERROR, str(error)
-        return False
-    return True
 
 
-def _record(outcome: Outcome, update: Update) -> None:
-    outcome.token_times.extend([update.time] * len(update.token_ids))
-    if update.finish_reason is not None:
-        outcome.finish_reason, outcome.error = update.finish_reason, update.error
+@runtime_checkable
+class _Sleeps(Protocol):
+    def sleep(self, seconds: float) -> None: ...
 
 
-def _idle(loop: ServingLoop, next_arrival: float | None, sleep: Callable[[float], None]) -> None:
-    """Nothing can run now: wait for the next arrival or for a batch whose wait ends."""
-    if next_arrival is None and not loop.has_unfinished:
-        return
-    times = [when for when in (next_arrival, loop.next_wakeup()) if when is not None]
-    if not times:
-        raise RuntimeError(
-            f"the policy holds {loop.stats.num_waiting} waiting and {loop.stats.num_running} running requests"
-            " but plans nothing, and nothing will arrive to change that"
-        )
-    sleep(max(min(times) - loop.clock.now(), _SHORTEST_SLEEP_S))
+def _sleep_of(clock: Clock) -> Callable[[float], None]:
+    return clock.sleep if isinstance(clock, _Sleeps) else time.sleep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tightpack.benchmarking.report import PolicyRun
+from tightpack.benchmarking.policy_run import PolicyRun
 
 # Ratios nearer to 1 than this are called equal: repeats on a shared machine differ by as much.
 _NOISE = 1.05

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from tightpack.benchmarking.workload import RequestShape
@@ -13,24 +14,32 @@ from tightpack.benchmarking.workload import RequestShape
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
-def read_trace(path: Path, count: int, time_scale: float = 1.0) -> list[RequestShape]:
-    """The first `count` requests of a trace, the first of them at 0 s.
+def read_trace(
+    path: Path, count: int, time_scale: float = 1.0, *, skip: int = 0, length_scale: float = 1.0
+) -> list[RequestShape]:
+    """`count` requests of a trace after the first `skip`, the first of them at 0 s.
 
     The file has a header with TIMESTAMP (ISO 8601 date and time, any number of decimals, or plain seconds),
     ContextTokens and GeneratedTokens (1 or more); further columns are ignored. Gaps between arrivals are
-    multiplied by `time_scale`: 2 halves the load.
+    multiplied by `time_scale`: 2 halves the load. Prompt and output lengths are multiplied by `length_scale`
+    and rounded, to 1 token at the least.
     Fewer requests than `count` are no error. Raises FileNotFoundError, and ValueError naming file and line.
     """
     if count < 1:
         raise ValueError(f"a workload needs at least 1 request, got {count}")
-    if not (math.isfinite(time_scale) and time_scale > 0):
-        raise ValueError(f"the time scale must be above 0, got {time_scale}")
+    if skip < 0:
+        raise ValueError(f"a trace can skip 0 or more requests, got {skip}")
+    for name, scale in (("time", time_scale), ("length", length_scale)):
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"the {name} scale must be above 0, got {scale}")
     if not path.is_file():
         raise FileNotFoundError(f"no trace file at {path}")
     requests: list[RequestShape] = []
     first: float | None = None
-    for line, seconds, input_len, output_len in _rows(path):
+    for line, seconds, *lengths in islice(_rows(path), skip, None):
         first = seconds if first is None else first
+        # A length of 0 in the file stays 0 and is refused; only rounding is kept from giving it.
+        input_len, output_len = (max(min(n, 1), round(n * length_scale)) for n in lengths)
         try:
             requests.append(RequestShape((seconds - first) * time_scale, input_len, output_len))
         except ValueError as error:
@@ -38,7 +47,8 @@ def read_trace(path: Path, count: int, time_scale: float = 1.0) -> list[RequestS
         if len(requests) == count:
             break
     if not requests:
-        raise ValueError(f"{path} holds no requests, only a header")
+        beyond = f" beyond the {skip} skipped" if skip else ", only a header"
+        raise ValueError(f"{path} holds no requests{beyond}")
     return requests
 
 

@@ -1,14 +1,14 @@
 """Seeded workloads: how long the prompts and outputs are, when they arrive, which tokens they hold.
 
-Lengths, arrivals and tokens draw from separate streams of the seed, so that changing one leaves the others
-as they were.
+Lengths, arrivals, service classes and tokens draw from separate streams of the seed, so that changing one
+leaves the others as they were.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightpack.requests.service_class import STANDARD, ServiceClass
@@ -48,11 +48,27 @@ class WorkloadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests by arrival. num_clipped: how many were shortened to the model's context."""
+    """Requests by arrival.
+
+    num_clipped: how many were shortened to the model's context.
+    clients: None for open loop, where a request comes when it is due, ready or not. A number for closed loop:
+        so many clients each send their next request when the one before has ended, and arrivals are ignored.
+    rate: the requests a second that were asked for; None when they come together or in closed loop.
+    """
 
     description: str
     requests: tuple[WorkloadRequest, ...]
     num_clipped: int = 0
+    clients: int | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clients is not None and self.clients < 1:
+            raise ValueError(f"a closed loop needs at least 1 client, got {self.clients}")
+
+    @property
+    def last_arrival_s(self) -> float:
+        return max(one.shape.arrival_s for one in self.requests)
 
     @property
     def num_input_tokens(self) -> int:
@@ -94,14 +110,68 @@ def arrive_at_once(count: int) -> list[float]:
 
 def arrive_poisson(count: int, rate: float, seed: int) -> list[float]:
     """A Poisson process of `rate` requests a second; the first arrives at the start."""
+    return arrive_gamma(count, rate, 1.0, seed)
+
+
+def arrive_gamma(count: int, rate: float, burstiness: float, seed: int) -> list[float]:
+    """Gamma-distributed gaps of shape `burstiness`, `rate` arrivals a second; the first at the start.
+
+    The name and its sense are those of vLLM's benchmark: 1 is a Poisson process, less comes in bursts (the
+    gaps' coefficient of variation is 1 / sqrt(burstiness)), more is smoother. The same seed gives the same
+    arrivals on another scale at another rate.
+    """
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"the rate must be above 0 requests a second, got {rate}")
+    if not (math.isfinite(burstiness) and burstiness > 0):
+        raise ValueError(f"the burstiness must be above 0, got {burstiness}")
     rng = _stream(seed, "arrivals")
     times, now = [], 0.0
     for _ in range(count):
         times.append(now)
-        now += rng.expovariate(rate)
+        # A gamma of shape 1 is an exponential, whose own draw is older and keeps a seed's arrivals.
+        gap = rng.expovariate(1.0) if burstiness == 1 else rng.gammavariate(burstiness, 1 / burstiness)
+        now += gap / rate
     return times
+
+
+def mean_rate(request_shapes: Sequence[RequestShape]) -> float | None:
+    """Arrivals a second from the first to the last; None where all come together."""
+    times = [shape.arrival_s for shape in request_shapes]
+    span = max(times) - min(times)
+    return (len(times) - 1) / span if span > 0 else None
+
+
+def at_rate(request_shapes: Sequence[RequestShape], rate: float) -> list[RequestShape]:
+    """The same requests with their gaps scaled to a mean rate. Raises ValueError where all come together."""
+    given = mean_rate(request_shapes)
+    if given is None:
+        raise ValueError("requests that arrive together have no rate to scale")
+    return [replace(shape, arrival_s=shape.arrival_s * given / rate) for shape in request_shapes]
+
+
+def with_classes(
+    request_shapes: Sequence[RequestShape], shares: Mapping[ServiceClass, float], seed: int
+) -> list[RequestShape]:
+    """The same requests, dealt out to classes by their shares (which need not sum to 1), in a drawn order.
+
+    The counts follow the shares exactly, up to rounding, so that a short workload has its mix too.
+    """
+    if not shares or any(not (math.isfinite(share) and share >= 0) for share in shares.values()):
+        raise ValueError("service classes need shares of 0 or more")
+    if not sum(shares.values()) > 0:
+        raise ValueError("one service class at least needs a share above 0")
+    rng = _stream(seed, "classes")
+    count, total = len(request_shapes), sum(shares.values())
+    drawn: list[ServiceClass] = []
+    so_far = 0.0
+    for service_class, share in shares.items():
+        so_far += share
+        drawn += [service_class] * (round(count * so_far / total) - len(drawn))
+    rng.shuffle(drawn)
+    return [
+        replace(shape, service_class=service_class)
+        for shape, service_class in zip(request_shapes, drawn, strict=True)
+    ]
 
 
 def shapes(lengths: Sequence[tuple[int, int]], arrivals: Sequence[float]) -> list[RequestShape]:
@@ -117,11 +187,15 @@ def build_workload(
     request_shapes: Sequence[RequestShape],
     vocabulary: Sequence[int],
     max_model_len: int,
-    seed: int,
+    seed: int | str,
+    *,
+    clients: int | None = None,
+    rate: float | None = None,
 ) -> Workload:
     """Fill the shapes with random prompts, clipped to a context of `max_model_len` tokens.
 
     vocabulary: the token ids to draw from, uniformly; special tokens do not belong in it.
+    seed: of the prompts' tokens; text such as "0/warm-up" gives other prompts for the same number.
     A request that is too long loses output first, down to a quarter of the context, then prompt.
     """
     if not vocabulary:
@@ -136,7 +210,7 @@ def build_workload(
         num_clipped += clipped != shape
         prompt = tuple(rng.choices(vocabulary, k=clipped.input_len))
         requests.append(WorkloadRequest(clipped, prompt))
-    return Workload(description, tuple(requests), num_clipped)
+    return Workload(description, tuple(requests), num_clipped, clients, rate)
 
 
 def _clip(shape: RequestShape, max_model_len: int) -> RequestShape:
@@ -154,5 +228,5 @@ def _at_least_one(count: int) -> int:
     return count
 
 
-def _stream(seed: int, purpose: str) -> random.Random:
+def _stream(seed: int | str, purpose: str) -> random.Random:
     return random.Random(f"{seed}/{purpose}")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightpack.cli.bench import JsonOption, check_writable
 from tightpack.cli.options import (
     ActivationDtypeOption,
     DeviceOption,
@@ -18,13 +17,14 @@ from tightpack.cli.options import (
     ModelArgument,
     ThreadsOption,
 )
+from tightpack.cli.result_file import JsonOption, check_writable
 from tightpack.engine_args import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tightpack.benchmarking.driver import Progress
-    from tightpack.benchmarking.report import PolicyRun
+    from tightpack.benchmarking.outcomes import Progress
+    from tightpack.benchmarking.policy_run import PolicyRun
     from tightpack.benchmarking.scenarios import Scenario
     from tightpack.benchmarking.workload import Workload
     from tightpack.llm import Engine
@@ -56,6 +56,8 @@ def demo(
     from rich.console import Console
 
     from tightpack.benchmarking import observations
+    from tightpack.benchmarking.comparison import WARM_UP_REQUESTS
+    from tightpack.benchmarking.manifest import Conditions, manifest
     from tightpack.benchmarking.report import to_json, write_json
     from tightpack.benchmarking.scenarios import scenarios
     from tightpack.engine_args import EngineArgs
@@ -97,13 +99,14 @@ def demo(
             "activation_dtype": activation_dtype,
             "num_threads": num_threads,
         }
-        report = to_json(
+        head = manifest(
             model=engine.checkpoint.name,
+            label=engine.executor.description["dtype"],
             executor=engine.executor.description,
             arguments={**arguments, "limits": {run.policy: mixed.limits(run.policy) for run in runs}},
-            workload=workload,
-            repeats=[[run] for run in runs],
         )
+        conditions = Conditions(WARM_UP_REQUESTS, prefix_caching=False, kv_cache_at_start="empty")
+        report = to_json(head, conditions, [workload], [[run] for run in runs])
         report["long_prompt"] = {
             "limits": {run.policy: long_prompt.limits(run.policy) for run in long_runs},
             **_as_scene(long_workload, long_runs),
@@ -163,7 +166,8 @@ def _play(
     from rich.live import Live
 
     from tightpack.benchmarking.comparison import compare_policies, warm_up
-    from tightpack.benchmarking.report import results_table, table_notes
+    from tightpack.benchmarking.results_table import results_table, table_notes
+    from tightpack.benchmarking.target import InProcess
     from tightpack.benchmarking.vocabulary import ordinary_token_ids
     from tightpack.benchmarking.workload import build_workload
 
@@ -176,15 +180,17 @@ def _play(
         seed,
     )
 
-    def make_loop(policy: str) -> Any:
-        return engine.with_policy(policy, **scenario.limits(policy)).loop
+    def make_loop(policy: str, **limits: Any) -> Any:
+        return engine.with_policy(policy, **limits).loop
+
+    target = InProcess(make_loop, {policy: scenario.limits(policy) for policy in scenario.policies})
 
     console.rule(f"[bold]{scenario.description}[/bold]", align="left")
     with Live(console=console, refresh_per_second=8, transient=True) as live:
         table = _LiveTable(live.update, console)
         live.update("warming up")
-        warm_up(make_loop(scenario.policies[-1]), workload)
-        runs = [run for [run] in compare_policies(make_loop, scenario.policies, workload, observer=table)]
+        warm_up(target, scenario.policies[-1], workload)
+        runs = [run for [run] in compare_policies(target, scenario.policies, [workload], observer=table)]
     console.print(results_table(runs))
     for note in table_notes(workload, runs):
         console.print(note, style="dim")
@@ -201,7 +207,7 @@ class _LiveTable:
         self._table: Any = None
 
     def started(self, policy: str, total: int) -> None:
-        from tightpack.benchmarking.report import results_table
+        from tightpack.benchmarking.results_table import results_table
 
         self._table = results_table(self._runs)
 
@@ -226,9 +232,9 @@ def _conclude(console: Console, sentence: str | None) -> None:
 
 
 def _as_scene(workload: Workload, runs: list[PolicyRun]) -> dict[str, Any]:
-    from tightpack.benchmarking.report import describe_workload
+    from tightpack.benchmarking.report import describe_workload, run_to_json
 
-    return {"workload": describe_workload(workload), "runs": [run.to_json() for run in runs]}
+    return {"workload": describe_workload(workload), "runs": [run_to_json(run) for run in runs]}
 
 
 def _say_how_to_serve(console: Console, model: str, engine: Engine) -> None:

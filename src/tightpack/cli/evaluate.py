@@ -72,7 +72,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from tightpack.cli.bench import check_writable
+    from tightpack.cli.result_file import check_writable
 
     check_writable(json_path)
     status = Console(stderr=True)

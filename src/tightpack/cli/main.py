@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from tightpack.cli.bench import bench
+from tightpack.cli.bench import bench, report
+from tightpack.cli.calibrate_cost import calibrate_cost
 from tightpack.cli.chat import chat
 from tightpack.cli.convert import convert
 from tightpack.cli.demo import demo
@@ -26,7 +27,19 @@ app = typer.Typer(
     rich_markup_mode=None,  # the drawn tables cut option names at 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, chat, serve, inspect, convert, quantize, evaluate, bench):
+for command in (
+    demo,
+    generate,
+    chat,
+    serve,
+    inspect,
+    convert,
+    quantize,
+    evaluate,
+    bench,
+    report,
+    calibrate_cost,
+):
     app.command()(command)
 
 

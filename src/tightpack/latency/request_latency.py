@@ -61,6 +61,11 @@ class RequestLatency:
         return tuple(after - before for before, after in itertools.pairwise(self.token_times))
 
     @property
+    def longest_gap_s(self) -> float | None:
+        """The largest of the gaps: a stall that the mean hides. None for fewer than two tokens."""
+        return max(self.itl_s, default=None)
+
+    @property
     def e2e_s(self) -> float | None:
         """End-to-end latency: arrival to the last token. None without a token."""
         return self.token_times[-1] - self.arrival_time if self.token_times else None

@@ -1,4 +1,4 @@
-"""A set of requests in numbers: latency percentiles, throughput, goodput."""
+"""A set of requests in numbers: latency percentiles, throughput, goodput, by service class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tightpack.requests.service_class import ServiceClass
 
 @dataclass(frozen=True, slots=True)
 class LatencySummary:
-    """Percentiles over requests (TTFT, TPOT, end to end) and over all gaps of all requests (ITL).
+    """Percentiles over requests (TTFT, TPOT, longest gap, end to end) and over all gaps of all of them (ITL).
 
     Requests without a token count in none; requests with one token have no TPOT and no ITL.
     """
@@ -22,6 +22,7 @@ class LatencySummary:
     ttft_s: Percentiles
     tpot_s: Percentiles
     itl_s: Percentiles
+    longest_gap_s: Percentiles
     e2e_s: Percentiles
 
 
@@ -32,6 +33,7 @@ def summarize(latencies: Sequence[RequestLatency]) -> LatencySummary:
         ttft_s=Percentiles.of(s for one in latencies if (s := one.ttft_s) is not None),
         tpot_s=Percentiles.of(s for one in latencies if (s := one.tpot_s) is not None),
         itl_s=Percentiles.of(gap for one in latencies for gap in one.itl_s),
+        longest_gap_s=Percentiles.of(s for one in latencies if (s := one.longest_gap_s) is not None),
         e2e_s=Percentiles.of(s for one in latencies if (s := one.e2e_s) is not None),
     )
 
@@ -61,6 +63,40 @@ def goodput(
         raise ValueError(f"{len(latencies)} requests need a service class each, not {len(service_classes)}")
     met = sum(one.meets(target) for one, target in zip(latencies, service_classes, strict=True))
     return _rate(met, duration_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSummary:
+    """The requests of one service class.
+
+    attained: the share that met every target, 0 to 1; failed and refused requests met none.
+    latency: of those with tokens.
+    """
+
+    service_class: ServiceClass
+    num_requests: int
+    attained: float
+    goodput_per_s: float
+    latency: LatencySummary
+
+
+def summarize_by_class(
+    latencies: Sequence[RequestLatency], service_classes: Sequence[ServiceClass], duration_s: float
+) -> tuple[ClassSummary, ...]:
+    """A summary for each class, in order of first appearance; arguments as of `goodput`."""
+    members: dict[ServiceClass, list[RequestLatency]] = {}
+    for one, service_class in zip(latencies, service_classes, strict=True):
+        members.setdefault(service_class, []).append(one)
+    return tuple(
+        ClassSummary(
+            service_class=service_class,
+            num_requests=len(ones),
+            attained=sum(one.meets(service_class) for one in ones) / len(ones),
+            goodput_per_s=goodput(ones, [service_class] * len(ones), duration_s),
+            latency=summarize([one for one in ones if one.token_times]),
+        )
+        for service_class, ones in members.items()
+    )
 
 
 def _rate(count: int, duration_s: float) -> float:

@@ -1,0 +1,179 @@
+"""One self-contained page of one or several results: charts, the numbers behind them, where they come from.
+
+Everything is inside the file: style, script and drawings; it asks the network for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from tightpack.benchmarking.html import sections
+from tightpack.benchmarking.html.capacity_section import capacity
+from tightpack.benchmarking.html.frame import colours
+from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.results import Record, Result, as_results, gap, mean
+from tightpack.benchmarking.html.tables import classes_table, provenance, results_table
+from tightpack.benchmarking.html.timeline_section import timelines
+
+_TERMS = {
+    "TTFT": "time to first token: from the arrival of a request to its first token, waiting included.",
+    "TPOT": "time per output token: (last token − first token) / (output tokens − 1) of a request.",
+    "ITL": "inter-token latency: each gap between two tokens, those of all requests together.",
+    "Goodput": "requests a second that met every target of their service class.",
+}
+
+
+def write_page(path: Path, reports: Sequence[Record]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(reports), encoding="utf-8")
+
+
+def render_page(reports: Sequence[Record]) -> str:
+    """reports: result files as `report.to_json` gives them, the one that others are held against first.
+
+    Raises ValueError without any run to show.
+    """
+    results = [result for result in as_results(reports) if result.runs]
+    if not results:
+        raise ValueError("there is nothing to show: no run of any result came to an end")
+    found = colours([run["policy"] for result in results for scene in result.scenes for run in scene.runs])
+    body = (
+        _header(results),
+        _tiles(results),
+        _numbers(results),
+        sections.goodput_and_throughput(results, found),
+        sections.precision(results),
+        capacity(results, found),
+        sections.against_rate(results, found),
+        sections.latencies(results, found),
+        timelines(results),
+        _how_to_read(results),
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        tag("title", text(f"{results[0].report['model']}: batching policies measured")),
+        f"<style>{_asset('page.css')}</style>",
+    )
+    script = f"<script>{_asset('page.js')}</script>"
+    whole = tag("html", tag("head", *head), tag("body", *body, script), lang="en")
+    return f"<!DOCTYPE html>{whole}\n"
+
+
+def _header(results: Sequence[Result]) -> str:
+    report = results[0].report
+    labels = " and ".join(result.label for result in results)
+    machine = report.get("machine", {})
+    where = report["executor"].get("device", "")
+    device = machine.get("cpu", where) if where in ("cpu", "") else where
+    lead = f"{labels} on {device}. {sections.capitalized(_workload_in_words(results[0]))}."
+    return tag("header", tag("h1", text(report["model"])), tag("p", text(lead), class_="lead"))
+
+
+def _workload_in_words(result: Result) -> str:
+    """That of the runs shown; where several rates were run, with their number."""
+    workloads = result.report.get("workloads", [result.report["workload"]])
+    rate = result.shown[0].get("rate")
+    shown = next((one for one in workloads if one.get("rate") == rate), workloads[0])
+    others = f" (and {len(workloads) - 1} other rates)" if len(workloads) > 1 else ""
+    return f"{shown['description']}{others}"
+
+
+def _tiles(results: Sequence[Result]) -> str:
+    shown = [(result, run) for result in results for run in result.shown]
+
+    def who(result: Result, run: Record) -> str:
+        return str(run["policy"]) if len(results) == 1 else f"{run['policy']}, {result.label}"
+
+    def value(one: tuple[Result, Record], metric: str, missing: float) -> float:
+        found = mean(one[1], metric)
+        return missing if found is None else found
+
+    best = max(shown, key=lambda one: value(one, "goodput_requests_per_s", 0.0))
+    fastest = max(shown, key=lambda one: value(one, "output_tokens_per_s", 0.0))
+    first = min(shown, key=lambda one: value(one, "ttft_s.p99", float("inf")))
+    goodput, output = value(best, "goodput_requests_per_s", 0.0), value(fastest, "output_tokens_per_s", 0.0)
+    tiles = [
+        *_capacity_tile(results),
+        _tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
+        _tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
+    ]
+    wait = mean(first[1], "ttft_s.p99")
+    if wait is not None:
+        tiles.append(_tile("Shortest p99 wait for a first token", f"{wait:.2f}", "s", who(*first)))
+    gaps = [(found, one) for one in shown if (found := gap(one[1], "itl_s", "p99")) is not None]
+    if gaps:
+        shortest, smoothest = min(gaps, key=lambda one: one[0])
+        tiles.append(
+            _tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
+        )
+    return tag("div", *tiles, class_="tiles")
+
+
+def _capacity_tile(results: Sequence[Result]) -> list[str]:
+    found = [
+        (one["rate"], one["policy"] if len(results) == 1 else f"{one['policy']}, {result.label}")
+        for result in results
+        for one in result.report.get("capacity", {}).get("policies", ())
+    ]
+    if not found:
+        return []
+    rate, who = max(found, key=lambda one: float(one[0]))
+    return [_tile("Largest capacity", f"{rate:.2f}", "requests/s", who)]
+
+
+def _tile(what: str, figure: str, unit: str, who: str) -> str:
+    return tag(
+        "div",
+        tag("div", text(what), class_="what"),
+        tag("div", text(figure), " ", tag("small", text(unit)), class_="figure"),
+        tag("div", text(who), class_="who"),
+        class_="tile",
+    )
+
+
+def _numbers(results: Sequence[Result]) -> str:
+    tables = (results_table(results), classes_table(results))
+    return sections.section("In numbers", _numbers_about(results), *tables)
+
+
+def _numbers_about(results: Sequence[Result]) -> str:
+    targets = [
+        f"{name}: {_targets_in_words(one['ttft_s'], one['tpot_s'])}"
+        for name, one in results[0].report["workload"].get("service_classes", {}).items()
+    ]
+    words = f"Targets of the service classes: {'; '.join(targets)}." if targets else ""
+    rates = {run.get("rate") for run in results[0].runs}
+    if len(rates) > 1 and "capacity" not in results[0].report:
+        rate = results[0].shown[0]["rate"]
+        words += f" Of the rates tried, the one where goodput was largest is shown: {rate:g} requests/s."
+    if "capacity" in results[0].report:
+        words += " Each policy at its own capacity."
+    return words
+
+
+def _targets_in_words(ttft: float | None, tpot: float | None) -> str:
+    words = []
+    if ttft is not None:
+        words.append(f"TTFT up to {ttft:g} s")
+    if tpot is not None:
+        words.append(f"TPOT up to {1000 * tpot:g} ms")
+    return " and ".join(words) or "none"
+
+
+def _how_to_read(results: Sequence[Result]) -> str:
+    terms = "".join(tag("dt", text(name)) + tag("dd", text(meaning)) for name, meaning in _TERMS.items())
+    parts = [tag("dl", terms)]
+    for result in results:
+        if len(results) > 1:
+            parts.append(tag("h3", text(result.label)))
+        parts.append(provenance(result))
+    about = (
+        "A dash stands where a policy hands over all tokens of a request together: there are no gaps then."
+    )
+    return sections.section("What the words mean, and where the numbers come from", about, *parts)
+
+
+def _asset(name: str) -> str:
+    return files("tightpack.benchmarking.html").joinpath(name).read_text(encoding="utf-8")

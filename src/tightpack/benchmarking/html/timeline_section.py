@@ -1,0 +1,67 @@
+"""The page's timelines of what each step held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tightpack.benchmarking.html.markup import tag
+from tightpack.benchmarking.html.results import Result, Scene, gap
+from tightpack.benchmarking.html.sections import capitalized, legend, section
+from tightpack.benchmarking.html.timeline_chart import Timeline, timeline_chart
+from tightpack.benchmarking.report import TIMELINE_STEPS
+
+
+def timelines(results: Sequence[Result]) -> str:
+    """The scene that shows most: a long prompt's where there is one. All policies of the first result, and of
+    the others the one whose gaps between tokens were smallest there."""
+    chosen = _timelines(results)
+    if not chosen:
+        return ""
+    drawn = timeline_chart(chosen, until_s=_common_end(chosen))
+    scene = _scene(results[0])
+    colours = [
+        ("prompt tokens alone", "prompt"),
+        ("decodes alone", "decode"),
+        ("a step with both", "mixed"),
+    ]
+    return section(
+        "Inside the batch",
+        f"{capitalized(scene.workload['description'])}. Every request that decodes gets one token a step, so"
+        " a step's time is the gap that its reader sees. A whole prompt in one step makes a step as long as"
+        " the prompt (red and wide); chunks make many steps of bounded length (red and low). All runs share"
+        " their axes.",
+        legend(colours),
+        tag("div", drawn, class_="scroll"),
+    )
+
+
+def _timelines(results: Sequence[Result]) -> list[Timeline]:
+    found = []
+    best: str | None = None
+    for result in results:
+        scene = _scene(result)
+        runs = result.shown if scene is result.scenes[0] else scene.runs
+        runs = [run for run in runs if run.get("timeline")]
+        if best is not None:
+            runs = [run for run in runs if run["policy"] == best]
+        elif runs:
+            best = min(runs, key=lambda run: gap(run, "itl_s", "p99") or float("inf"))["policy"]
+        for run in runs:
+            longest = 1000 * max(run["timeline"]["elapsed_s"])
+            note = f"{run['steps']:,} steps, the longest {longest:,.0f} ms"
+            p99 = gap(run, "itl_s", "p99")
+            if p99 is not None:
+                note += f"; p99 gap between tokens {1000 * p99:,.0f} ms"
+            name = run["policy"] if len(results) == 1 else f"{run['policy']}, {result.label}"
+            found.append(Timeline(name, note, run["timeline"]))
+    return found
+
+
+def _common_end(chosen: Sequence[Timeline]) -> float:
+    """Long timelines are cut in the file; the axis ends where the first of the cut ones does."""
+    cut = [one.end_s for one in chosen if len(one.columns["start_s"]) >= TIMELINE_STEPS]
+    return min(cut, default=max(one.end_s for one in chosen))
+
+
+def _scene(result: Result) -> Scene:
+    return result.scenes[-1]
