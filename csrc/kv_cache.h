@@ -23,8 +23,8 @@ struct KVCacheShape {
     std::vector<float> value_scales;
 };
 
-// One head of one layer of a cache: where it lies and what its codes mean. A block's keys and values are in the
-// order in which attention multiplies them, a vector of 16 lanes being one load: lanes are positions of the
+// One head of one layer of a cache: where it lies and what its codes mean. A block's keys and values are in
+// the order in which attention multiplies them, a vector of 16 lanes being one load: lanes are positions of the
 // keys, and dimensions of the values. With B = block_size, D = head_dim and E = padded_dim:
 //
 //   keys    code(position, d) = ((position/16 * D/2 + d/2) * 16 + position%16) * 2 + d%2
