@@ -58,7 +58,7 @@ void rotate_and_store(const StoreArguments& arguments, KVCache& cache, std::int6
 // Of every query and head, softmax(scale * q k) v over the positions that the query sees: the same bits
 // whatever else is computed with it and on however many threads.
 class Attention {
-  public:
+public:
     // threads: of the team that run is called on. Throws std::invalid_argument where num_kv_heads does not
     // divide num_heads or scale is not positive.
     Attention(const AttentionSpec& spec, int threads);
@@ -69,7 +69,7 @@ class Attention {
     void run(ThreadTeam::Member& member, std::span<const QueryGroup> groups, const std::uint16_t* queries,
              const KVCache& cache, std::int64_t layer, const KernelTable& kernels, float* out);
 
-  private:
+private:
     // Neighbouring queries of a group, one thread's work for each head of keys and values.
     struct Tile {
         const QueryGroup* group;

@@ -24,12 +24,12 @@ struct KVCacheShape {
 };
 
 // One head of one layer of a cache: where it lies and what its codes mean. A block's keys and values are in
-// the order in which attention multiplies them, so that a vector of 16 lanes is one load, with B =
-// block_size, D = head_dim and E = padded_dim:
+// the order in which attention multiplies them, a vector of 16 lanes being one load: lanes are positions of the
+// keys, and dimensions of the values. With B = block_size, D = head_dim and E = padded_dim:
 //
-//   keys    code(position, d) = ((position/16 * D/2 + d/2) * 16 + position%16) * 2 + d%2         lanes are
-//   keys values  code(position, d) = (position/2 * E + d) * 2 + position%2                        lanes are
-//   dimensions scales  float32 [B] of the keys, then [B] of the values; dynamic_int8 only
+//   keys    code(position, d) = ((position/16 * D/2 + d/2) * 16 + position%16) * 2 + d%2
+//   values  code(position, d) = (position/2 * E + d) * 2 + position%2
+//   scales  float32 [B] of the keys, then [B] of the values; dynamic_int8 only
 struct KVHead {
     static constexpr std::int64_t tile = 16;  // positions whose keys lie together
 
@@ -47,7 +47,7 @@ struct KVHead {
 };
 
 class KVCache {
-  public:
+public:
     // Zeros in every position. Throws std::invalid_argument where the numbers make no cache.
     explicit KVCache(const KVCacheShape& shape);
 
@@ -72,7 +72,7 @@ class KVCache {
     // Bytes from a head to the next of the same layer.
     std::int64_t head_stride() const { return unit_; }
 
-  private:
+private:
     KVCacheShape shape_;
     KVHead layout_;          // of every head; data is left out
     std::int64_t unit_ = 0;  // bytes of one block of one head of one layer
