@@ -54,13 +54,13 @@ def open_engine(arguments: Mapping[str, Any], plan: Plan) -> Iterator[Opened]:
 
     executor = engine.executor.description
     quantization = executor.get("quantization", "none")
-    # A GGUF file is computed with in the executor's dtype.
-    as_stored = quantization in ("none", "gguf")
+    # PyTorch computes with a GGUF file in its dtype.
+    unquantized = ("none", "gguf") if executor["backend"] == "torch" else ("none",)
     try:
         yield Opened(
             target=InProcess(make_loop, plan.limits),
             name=engine.checkpoint.name,
-            label=executor["dtype"] if as_stored else quantization,
+            label=executor["dtype"] if quantization in unquantized else quantization,
             where="local",
             executor=executor,
             vocabulary=ordinary_token_ids(engine.checkpoint.tokenizer),

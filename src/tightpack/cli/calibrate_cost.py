@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tightpack.cli.options import (
+    ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
@@ -62,6 +64,8 @@ def calibrate_cost(
     max_model_len: MaxModelLenOption = _MAX_MODEL_LEN,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    executor: ExecutorOption = "auto",
+    activation_dtype: ActivationDtypeOption = "auto",
     quantization: QuantizationOption = None,
     llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
@@ -101,6 +105,8 @@ def calibrate_cost(
                 model=model,
                 dtype=dtype,
                 device=device,
+                executor=executor,
+                activation_dtype=activation_dtype,
                 quantization=quantization,
                 llm_int8_threshold=llm_int8_threshold,
                 kv_cache_dtype=kv_cache_dtype,

@@ -101,7 +101,7 @@ def demo(
         }
         head = manifest(
             model=engine.checkpoint.name,
-            label=engine.executor.description["dtype"],
+            label=_label(engine),
             executor=engine.executor.description,
             arguments={**arguments, "limits": {run.policy: mixed.limits(run.policy) for run in runs}},
         )
@@ -116,12 +116,20 @@ def demo(
     _say_how_to_serve(console, model, engine)
 
 
+def _label(engine: Engine) -> str:
+    """The precision of the weights, in a word."""
+    where = engine.executor.description
+    computed_as_stored = where["backend"] == "native" and where["quantization"] != "none"
+    return where["quantization"] if computed_as_stored else where["dtype"]
+
+
 def _introduce(console: Console, engine: Engine) -> None:
     seconds = sum(engine.load_seconds.values())
     parameters = engine.checkpoint.num_parameters / 1e6
     where = engine.executor.description
+    weights = where.get("weights", where["dtype"])
     console.print(
-        f"[bold]{engine.checkpoint.name}[/bold]: {parameters:.0f} million parameters, {where['dtype']}"
+        f"[bold]{engine.checkpoint.name}[/bold]: {parameters:.0f} million parameters, {weights}"
         f" on {where['device']}, ready in {seconds:.1f} s\n"
     )
 
