@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import socket
@@ -11,10 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
+
+from tightpack.cli.main import app
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "stream": True}
 
@@ -42,6 +47,19 @@ def test_ready_lines(server: Any) -> None:
     body = json.loads(words[words.index("-d") + 1])
     answer = httpx.post(words[1], json=body, timeout=60)
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+
+
+def test_no_pytorch_and_no_more_memory_than_foretold(server: Any, request: pytest.FixtureRequest) -> None:
+    process = Path(f"/proc/{server.process.pid}")
+    if request.config.getoption("--executor") == "torch" or not process.exists():
+        pytest.skip("of the native executor, on Linux")
+    assert "libtorch" not in (process / "maps").read_text()
+    resident = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+    assert resident is not None
+    facts = json.loads(CliRunner().invoke(app, ["inspect", "--json"]).stdout)
+    pool = 512 * 16 * facts["kv_bytes_per_token"]
+    most = facts["cpu_memory"]["weights"] + pool + facts["cpu_memory"]["process"]
+    assert int(resident[1]) * 1024 < most
 
 
 def test_taken_port() -> None:
