@@ -15,7 +15,7 @@ class QueueFullError(Exception):
 class Policy(Protocol):
     """Decides what each step computes. Pure: time is an argument, capacity came as integers.
 
-    Call order per step: `plan(now)`, the executor, then `commit(plan)` once the tokens are appended, then
+    Call order per step: `plan(now)`, the executor, `observe(plan, elapsed_s)`, then `commit(plan)` once the tokens are appended, then
     `remove(request)` for every request that ended. `remove` may come at any time between steps (an abort).
     A plan that was not executed needs no undoing: the next `plan` computes the same tokens again.
     """
@@ -57,6 +57,9 @@ class Policy(Protocol):
 
         Chunks that failed must be left out, or their requests removed before: what they wrote is unknown.
         """
+
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
+        """The plan took `elapsed_s` seconds; comes before its `commit`. For policies that learn."""
 
     def remove(self, request: Request) -> None:
         """The request ended or was dropped: free its blocks and forget it. Unknown requests are ignored."""

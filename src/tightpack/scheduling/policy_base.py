@@ -73,6 +73,9 @@ class PolicyBase(ABC):
                 request.num_computed_tokens = chunk.first_token + chunk.num_tokens
                 self._blocks.commit(request)
 
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
+        """Most policies do not ask how long a step took."""
+
     def remove(self, request: Request) -> None:
         self._queues.remove(request)
         self._blocks.forget(request)
