@@ -39,6 +39,7 @@ class Job:
     tail: tuple[int, ...]
     output: int
     prompt_logprobs: bool
+    service_class: int
     fails: int | None
     aborts: int | None
 
@@ -63,6 +64,7 @@ def make_job(seed: int, arrival: float, longest: int) -> Job:
         tail=tuple(rng.randrange(2) for _ in range(prompt - head)),
         output=rng.choice([1, rng.randint(1, longest - prompt), longest - prompt]),
         prompt_logprobs=rng.random() < 0.2,
+        service_class=rng.randrange(len(CLASSES)),
         fails=rng.randrange(20) if rng.random() < 0.1 else None,
         aborts=rng.randrange(20) if rng.random() < 0.2 else None,
     )
@@ -138,6 +140,7 @@ class World:
             self.limits = SchedulerLimits(**(fields | {"max_num_batched_tokens": budget}))
         self.policy = make_policy(self.name, self.limits)
         self.by_batch = self.name in ("static", "dynamic")
+        self.by_deadline = self.name == "slo"
         self.closed = False
         self.last_arrival = -1.0
         self.jobs: dict[Request, Job] = {}
@@ -161,8 +164,10 @@ class World:
             plan = self.policy.plan(self.now)
             if plan:
                 self.check_plan(plan)
+                elapsed = 0.05 + 0.01 * plan.num_tokens
+                self.policy.observe(plan, elapsed)
                 self.execute(plan)
-                self.now += 0.05 + 0.01 * plan.num_tokens
+                self.now += elapsed
                 wakeup = None
             else:
                 assert wakeup is None, "the policy did not wake up when it said"
@@ -185,6 +190,7 @@ class World:
             params=WITH_PROMPT_LOGPROBS if job.prompt_logprobs else PLAIN,
             seed=0,
             max_output_tokens=job.output,
+            service_class=CLASSES[job.service_class],
             arrival_time=job.arrival,
         )
         if len(self.waiting) >= self.limits.max_queue:
@@ -278,7 +284,8 @@ class World:
             assert all(placed.get(r) == r.num_pending_tokens for r in self.holding), (
                 "budget is left for a prompt"
             )
-        assert min(self.holding, key=self.age.__getitem__) in placed, "the oldest always gets on"
+        first = self.first_in_line if self.by_deadline else self.age.__getitem__
+        assert self.by_deadline or min(self.holding, key=first) in placed, "the oldest always gets on"
 
     def check_chunk(self, chunk: Chunk) -> None:
         request, size = chunk.request, self.limits.block_size

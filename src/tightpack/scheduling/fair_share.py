@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from tightpack.requests.service_class import ServiceClass
-from tightpack.scheduling.standing import Standing
+from tightpack.scheduling.standing import Standing, Tier
 
 # Seconds that a request without a place waits until its class's share is used for it.
 PATIENCE = 5.0
@@ -36,7 +36,7 @@ class FairShares:
         """Who is to be promoted, after `num_prompt_tokens` were computed since the last call."""
         promoted = []
         for service_class, line in self._lines.items():
-            while line and (line[0].served or line[0].tier == 0):
+            while line and (line[0].served or line[0].tier is Tier.PROMOTED):
                 line.popleft()
             if not line or now < line[0].waits_since + PATIENCE:
                 self._credit[service_class] = 0.0

@@ -1,59 +1,67 @@
-"""Deadlines in the scheduler: each request is served by the latency targets of its class."""
+"""Deadlines in the scheduler: each request is served by the latency targets of its service class."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 
 from tightpack.requests.request import Request
+from tightpack.requests.service_class import INTERACTIVE
+from tightpack.scheduling.attainable import Departures, seconds_short
 from tightpack.scheduling.fair_share import FairShares
 from tightpack.scheduling.limits import SchedulerLimits, blocks_for
+from tightpack.scheduling.pace import Pace
 from tightpack.scheduling.plan import StepPlan
+from tightpack.scheduling.policy import UnattainableError
 from tightpack.scheduling.policy_base import PolicyBase
 from tightpack.scheduling.standing import Standing, Tier, WaitingLine
 from tightpack.scheduling.step_builder import StepBuilder
 from tightpack.scheduling.step_time import StepLoad, StepTimeModel
 from tightpack.scheduling.triage import left_out
 
-# Decodes aim at this share of their TPOT target: what is left pays for steps that take longer than predicted.
-HEADROOM = 0.9
-# A decode that is behind its pace asks for steps of LOW targets, so that it catches up; one that is ahead
-# allows HIGH targets at the most, so that no gap between its tokens is longer.
-LOW, HIGH = 0.8, 2.0
-# Without decodes to keep, a step still ends within this share of the tightest TTFT target, for who may come.
-REACTION = 0.2
-DEFAULT_TTFT = 0.5
-# Prompts go on, if slowly, where the decodes alone take all the time there is.
-MIN_SHARE = 0.1
-# A chunk below this is not worth its overhead, unless it ends a prompt.
-MIN_CHUNK = 16
-TRIAGE_EVERY = 0.02
-# The share of the tightest TPOT target that the decodes alone may take for one more to start.
-GATE, GATE_UNTIMED = 1.0, 0.75
+# A chunk of fewer tokens is not worth a place in a step, unless it ends its prompt.
+_MIN_CHUNK = 16
+# Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
+_TRIAGE_EVERY = 0.02
+# Prompts aim to be done before their deadline by this share of the tightest TTFT target.
+_MARGIN = 0.05
+# A request starts only if the decodes alone, with it among them, take no more than this share of the tightest
+# TPOT target. Those without a deadline leave room for those who have one.
+_FULL, _FULL_FOR_UNTIMED = 1.0, 0.75
 
 
 class SloPolicy(PolicyBase):
+    """Every decode runs each step; prompts get the time that keeps the decodes' pace, nearest deadline first.
+
+    How long a step takes is learned from the steps executed (`StepTimeModel`), and with it how many prompt
+    tokens a step may hold (`Pace`). Prompts are served in the order of their `Tier`: those that will make
+    their TTFT target before those that cannot, and those without a target last; for who waits longer than
+    PATIENCE, `FairShares` bounds the wait. When slots or KV blocks run short, requests without targets give
+    up theirs first.
+    """
+
     name = "slo"
 
     def __init__(self, limits: SchedulerLimits) -> None:
         super().__init__(limits)
-        self.model = StepTimeModel()
+        self._model = StepTimeModel()
+        self._pace = Pace(self._model)
         self._standings: dict[Request, Standing] = {}
         self._line = WaitingLine()
         self._shares = FairShares()
+        self._departures = Departures()
         self._ages = count()
-        self._tightest_ttft = DEFAULT_TTFT
-        self._tightest_tpot = math.inf
+        self._tightest_ttft = INTERACTIVE.ttft_s or math.inf
+        self._now = -math.inf
         self._next_triage = -math.inf
         self._num_prompt_tokens = 0
-        self._fixed = 0.0  # the part of the step under way that prompts do not add
-        self._room = REACTION * DEFAULT_TTFT
+        self._places_taken = False
 
     def add(self, request: Request) -> None:
         super().add(request)
         standing = Standing.of(request, next(self._ages))
-        standing.num_cached = len(self._blocks.lookup(request)) * self.limits.block_size
+        standing.num_cached = self._num_cached(request)
         self._standings[request] = standing
         self._line.add(standing)
         self._shares.add(standing)
@@ -64,165 +72,194 @@ class SloPolicy(PolicyBase):
         standing = self._standings.pop(request, None)
         if standing is not None:
             standing.served = True
-            if request not in self._queues.running:
+            if standing.waiting:
                 self._line.discard(standing)
+            else:
+                self._departures.note()
         super().remove(request)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
-        self.model.observe(StepLoad.of(plan), elapsed_s)
+        self._model.observe(StepLoad.of(plan), elapsed_s)
 
     def plan(self, now: float) -> StepPlan:
+        self._now = now
+        self._departures.settle(now, busy=bool(self._queues.running))
         step = StepBuilder(self.limits, self._queues, self._blocks, self._rank)
-        prompts = self._place_decodes(step, now)
-        for standing in self._shares.due(now, self._num_prompt_tokens):
-            if standing in prompts:
-                standing.tier = Tier.PROMOTED
-            else:
-                self._line.move(standing, Tier.PROMOTED)
+        decoding, prompts = self._running(now)
+        self._pace.set(decoding, now, self._tightest_ttft)
+        for standing in decoding:
+            if not step.lost(standing.request):
+                step.compute(standing.request, 1)
+        self._promote(now)
         self._num_prompt_tokens = 0
         if prompts or self._queues.waiting:
             self._triage(prompts, now)
             self._place_prompts(step, prompts)
         plan = step.plan()
         for request in plan.evicted:
-            standing = self._standings[request]
-            standing.waits_since = now
-            standing.num_cached = 0
-            standing.served = False
-            self._line.add(standing)
-            self._shares.add_back(standing)
+            self._put_back(self._standings[request], now)
         return plan
 
-    def _rank(self, request: Request) -> int:
-        tier = self._standings[request].tier
-        return 0 if tier is Tier.PROMOTED else 2 if tier is Tier.UNTIMED else 1
-
-    def _place_decodes(self, step: StepBuilder, now: float) -> list[Standing]:
+    def _running(self, now: float) -> tuple[list[Standing], list[Standing]]:
+        """Those who decode, and those whose prompts are under way, both oldest first."""
         standings = self._standings
-        base, _, _, per_decode, per_position = self.model.coefficients
-        prompts = []
-        decodes = context = 0
-        limit = REACTION * self._tightest_ttft
-        tightest = math.inf
-        for request in step.running():
+        decoding, prompts = [], []
+        for request in self._queues.running:
             standing = standings[request]
             length = len(request.token_ids)
             if length - request.num_computed_tokens > 1:
                 prompts.append(standing)
                 continue
-            decodes += 1
-            context += length
-            num_output = length - len(request.prompt_token_ids)
-            if not standing.served:
+            decoding.append(standing)
+            if not standing.served and length > len(request.prompt_token_ids):
                 standing.served = True
                 if standing.first_token_time is None:
                     standing.first_token_time = now
-            tpot = request.service_class.tpot_s
-            if tpot is not None and base + per_decode + per_position * length <= tpot:
-                tightest = min(tightest, tpot)
-                slack = standing.first_token_time + num_output * tpot * HEADROOM - now
-                limit = min(limit, max(slack, LOW * tpot), HIGH * tpot)
-            step.compute(request, 1)
-        self._fixed = base + per_decode * decodes + per_position * context
-        self._room = max(limit - self._fixed, MIN_SHARE * self._fixed)
-        self._tightest_tpot = tightest
-        return [s for s in prompts if s.request in self._queues.running] if step.num_evicted else prompts
+        return decoding, prompts
 
-    def _finish(self, now: float, work: float) -> float:
-        full, rest = divmod(work, self._room)
-        return now + full * (self._fixed + self._room) + self._fixed + rest
+    def _rank(self, request: Request) -> int:
+        """Who loses its blocks first when the decodes run out of them: those of the highest rank."""
+        tier = self._standings[request].tier
+        return 0 if tier is Tier.PROMOTED else 2 if tier is Tier.UNTIMED else 1
 
-    def _seconds(self, standing: Standing) -> float:
-        return self.model.prompt_seconds(standing.first_pending, standing.num_pending)
+    def _put_back(self, standing: Standing, now: float) -> None:
+        standing.waiting, standing.served = True, False
+        standing.waits_since = now
+        standing.num_cached = self._num_cached(standing.request)
+        self._line.add(standing)
+        self._shares.add_back(standing)
+
+    def _num_cached(self, request: Request) -> int:
+        return len(self._blocks.lookup(request)) * self.limits.block_size
+
+    def _check(self, request: Request) -> None:
+        super()._check(request)
+        idle = not self._queues.running and not self._queues.waiting
+        if self.limits.reject_unattainable and not idle:  # an idle machine will not do better later
+            self._require_attainable(request)
+
+    def _require_attainable(self, request: Request) -> None:
+        standing = Standing.of(request, age=0)
+        standing.num_cached = self._num_cached(request)
+        now = max(self._now, request.arrival_time)
+        running = (self._standings[request] for request in self._queues.running)
+        prompts = (s for s in running if not s.served and s.tier <= Tier.LEFT_OUT)
+        short = seconds_short(
+            standing,
+            chain(prompts, self._line.of_tier(Tier.PROMOTED), self._line.unsettled()),
+            self._pace,
+            now,
+            self._departures,
+            places_taken=self._places_taken,
+        )
+        if short > 0:
+            self._blocks.forget(request)
+            target = request.service_class
+            raise UnattainableError(
+                f"the first token would come about {short:.1f} s later than the {target.ttft_s:g} s that "
+                f"service class {target.name!r} promises; try again in {math.ceil(short)} s",
+                short,
+            )
+
+    def _promote(self, now: float) -> None:
+        for standing in self._shares.due(now, self._num_prompt_tokens):
+            if standing.waiting:
+                self._line.move(standing, Tier.PROMOTED)
+            else:
+                standing.tier = Tier.PROMOTED
 
     def _triage(self, prompts: list[Standing], now: float) -> None:
+        """Find out anew whose deadlines can be made: those of the line, and of prompts under way."""
         if now < self._next_triage:
             return
-        self._next_triage = now + TRIAGE_EVERY
-        candidates = []
-        for s in self._line.unsettled():
-            if self._finish(now, self._seconds(s)) > s.deadline:
-                self._line.move(s, Tier.LATE)
+        self._next_triage = now + _TRIAGE_EVERY
+        pace = self._pace
+        at_stake = [s for s in prompts if Tier.CHOSEN <= s.tier <= Tier.LATE]
+        hopeful = []
+        for standing in chain(self._line.unsettled(), at_stake):
+            if standing.first_token_time is not None:
+                continue  # it decoded before it was preempted: its place is in front
+            if now + pace.fixed_s + pace.seconds(standing) > standing.deadline:
+                self._set_tier(standing, Tier.LATE)
             else:
-                candidates.append(s)
-        running = set()
-        for s in prompts:
-            if Tier.CHOSEN <= s.tier <= Tier.LATE:
-                if self._finish(now, self._seconds(s)) > s.deadline:
-                    s.tier = Tier.LATE
-                else:
-                    candidates.append(s)
-                    running.add(s)
-        if running:
-            candidates.sort(key=lambda s: (s.deadline, s.age))
-        out = left_out(candidates, self._seconds, lambda work: self._finish(now, work))
-        for s in candidates:
-            tier = Tier.LEFT_OUT if s in out else Tier.CHOSEN
-            if s in running:
-                s.tier = tier
-            else:
-                self._line.move(s, tier)
+                hopeful.append(standing)
+        hopeful.sort(key=lambda standing: standing.order[1:])
+        margin = _MARGIN * self._tightest_ttft
+        out = left_out(hopeful, pace.seconds, lambda work: pace.finish(now, work) + margin)
+        for standing in hopeful:
+            self._set_tier(standing, Tier.LEFT_OUT if standing in out else Tier.CHOSEN)
+
+    def _set_tier(self, standing: Standing, tier: Tier) -> None:
+        if standing.waiting:
+            self._line.move(standing, tier)
+        else:
+            standing.tier = tier
 
     def _place_prompts(self, step: StepBuilder, prompts: list[Standing]) -> None:
-        room = self._room
+        room = self._pace.room_s
         for standing in self._in_order(step, prompts):
             request = standing.request
             first, pending = request.num_computed_tokens, request.num_pending_tokens
-            fits = min(pending, step.tokens_left, self.model.prompt_tokens_within(room, first))
-            if fits < min(pending, MIN_CHUNK):
-                if step.num_placed:
-                    break
-                fits = min(pending, MIN_CHUNK, step.tokens_left)
-            room -= self.model.prompt_seconds(first, fits)
+            fits = min(pending, step.tokens_left, self._model.prompt_tokens_within(room, first))
+            if fits < min(pending, _MIN_CHUNK):
+                if not step.is_empty:
+                    return
+                fits = min(pending, _MIN_CHUNK, step.tokens_left)  # a step that computes nothing helps nobody
+            room -= self._model.prompt_seconds(first, fits)
             self._num_prompt_tokens += fits
             step.compute(request, fits)
             if step.tokens_left == 0:
-                break
+                return
 
     def _in_order(self, step: StepBuilder, prompts: list[Standing]) -> Iterator[Standing]:
-        """Running prompts and, as there is room, waiting ones, which start when they are reached."""
-        prompts.sort(key=lambda s: s.order, reverse=True)
+        """Prompts under way and waiting ones, which start when they are reached and there is a place."""
+        under_way = sorted((s for s in prompts if not step.lost(s.request)), key=lambda s: s.order)
+        under_way.reverse()
         waiting = self._line.first()
-        while prompts or waiting:
-            if waiting and not (prompts and prompts[-1].order < waiting.order):
-                if self._start(step, waiting):
-                    self._line.discard(waiting)
-                    yield waiting
-                    waiting = self._line.first()
-                else:
-                    waiting = None
+        self._places_taken = False
+        while under_way or waiting:
+            if waiting is None or (under_way and under_way[-1].order < waiting.order):
+                standing = under_way.pop()
+                if not step.lost(standing.request):
+                    yield standing
+            elif self._start(step, waiting):
+                yield waiting
+                waiting = self._line.first()
             else:
-                s = prompts.pop()
-                if s.request in self._queues.running:
-                    yield s
+                # Nobody behind it takes the place that it waits for.
+                self._places_taken = waiting.tier <= Tier.LEFT_OUT
+                waiting = None
 
     def _start(self, step: StepBuilder, standing: Standing) -> bool:
-        _, _, _, per_decode, per_position = self.model.coefficients
         request = standing.request
-        running = self._queues.running
-        untimed = standing.tier is Tier.UNTIMED
-        if running:
-            after = self._fixed + per_decode + per_position * len(request.token_ids)
-            tightest = min(self._tightest_tpot, request.service_class.tpot_s or math.inf)
-            if after > tightest * (GATE_UNTIMED if untimed else GATE):
+        if self._queues.running:
+            tightest = min(self._pace.tightest_tpot, request.service_class.tpot_s or math.inf)
+            share = _FULL_FOR_UNTIMED if standing.tier is Tier.UNTIMED else _FULL
+            if self._pace.with_one_more(len(request.token_ids)) > share * tightest:
                 return False
-        if step.start(request):
-            return True
+        if not step.start(request) and not self._start_in_place_of_untimed(step, standing):
+            return False
+        self._line.discard(standing)
+        standing.waiting = False
+        return True
+
+    def _start_in_place_of_untimed(self, step: StepBuilder, standing: Standing) -> bool:
+        """Preempt as many requests without targets as it takes, if that is enough; least work lost first."""
         if standing.tier >= Tier.LATE:
             return False
-        victims = [r for r in running if self._standings[r].tier is Tier.UNTIMED]
-        victims.sort(key=lambda r: (r.num_pending_tokens == 1, r.num_computed_tokens))
-        needed = blocks_for(len(request.token_ids), self.limits.block_size) + len(running)
+        running = self._queues.running
         free = self._blocks.num_free
-        slots = len(running) - self.limits.max_num_seqs + 1
-        chosen = []
-        for v in victims:
-            if free >= needed and len(chosen) >= slots:
+        needed = blocks_for(len(standing.request.token_ids), self.limits.block_size) + len(running)
+        slots = len(running) + 1 - self.limits.max_num_seqs
+        untimed = [r for r in running if self._standings[r].tier is Tier.UNTIMED]
+        victims: list[Request] = []
+        for request in sorted(untimed, key=lambda r: (r.num_pending_tokens == 1, r.num_computed_tokens)):
+            if free >= needed and len(victims) >= slots:
                 break
-            free += len(self._blocks.block_table(v))
-            chosen.append(v)
-        if free < needed or len(chosen) < slots:
+            free += len(self._blocks.block_table(request))
+            victims.append(request)
+        if free < needed or len(victims) < slots:
             return False
-        for v in chosen:
-            step.preempt(v)
-        return step.start(request)
+        for request in victims:
+            step.preempt(request)
+        return step.start(standing.request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -13,7 +13,7 @@ from tightpack.requests.request import Request
 
 
 class Tier(enum.IntEnum):
-    """Whose prompt is served before whose; within a tier the nearest deadline comes first, then the oldest."""
+    """Whose prompt is served before whose; within a tier by deadline, and without one by age."""
 
     PROMOTED = 0  # waited so long that its class owes it the place, to its end
     CHOSEN = 1  # will make its TTFT target
@@ -31,6 +31,7 @@ class Standing:
     waits_since: its arrival, or when it lost its blocks.
     num_cached: tokens of a waiting request that the prefix cache held when it came.
     first_token_time: when its first token was there; None before.
+    waiting: it holds no blocks.
     served: it decodes, or it has ended: nothing of it waits for its prompt.
     """
 
@@ -41,6 +42,7 @@ class Standing:
     waits_since: float
     num_cached: int = 0
     first_token_time: float | None = None
+    waiting: bool = True
     served: bool = False
 
     @classmethod
@@ -92,7 +94,6 @@ class WaitingLine:
     def discard(self, standing: Standing) -> None:
         tier = self._tiers[standing.tier]
         place = bisect_left(tier, _by_deadline(standing), key=_by_deadline)
-        assert tier[place] is standing
         del tier[place]
 
     def move(self, standing: Standing, tier: Tier) -> None:
@@ -102,6 +103,6 @@ class WaitingLine:
             standing.tier = tier
             self.add(standing)
 
-    def unsettled(self) -> Iterable[Standing]:
-        """Those whose deadline may still be made, nearest first."""
-        return sorted((*self._tiers[Tier.CHOSEN], *self._tiers[Tier.LEFT_OUT]), key=_by_deadline)
+    def unsettled(self) -> tuple[Standing, ...]:
+        """Those whose deadline may still be made."""
+        return (*self._tiers[Tier.CHOSEN], *self._tiers[Tier.LEFT_OUT])

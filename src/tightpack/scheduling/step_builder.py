@@ -37,7 +37,7 @@ class StepBuilder:
     def running(self) -> Iterator[Request]:
         """The requests that run as the step begins, oldest first, but those it preempts on the way."""
         for request in tuple(self._queues.running):
-            if request not in self._evicted:
+            if not self.lost(request):
                 yield request
 
     def compute(self, request: Request, num_tokens: int) -> None:
@@ -58,7 +58,7 @@ class StepBuilder:
                 self.compute(request, request.num_pending_tokens)
 
     def admit(self, request: Request, *, whole: bool) -> bool:
-        """Start a waiting request with as many tokens as the budget has left, or (`whole`) with all or none."""
+        """Start a waiting request with as many tokens as the budget has left, or with all (`whole`) or none."""
         if self.tokens_left == 0 or not self.start(request, max_tokens=self.tokens_left if whole else None):
             return False
         self._place(request, min(request.num_pending_tokens, self.tokens_left))
@@ -99,12 +99,12 @@ class StepBuilder:
         self._evicted.append(victim)
 
     @property
-    def num_evicted(self) -> int:
-        return len(self._evicted)
+    def is_empty(self) -> bool:
+        return not self._chunks
 
-    @property
-    def num_placed(self) -> int:
-        return len(self._chunks)
+    def lost(self, request: Request) -> bool:
+        """Whether it lost its blocks in this step."""
+        return request in self._evicted
 
     def plan(self) -> StepPlan:
         """What was placed."""

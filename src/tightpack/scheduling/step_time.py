@@ -80,8 +80,8 @@ class StepTimeModel:
         self._prior: tuple[float, ...] = PRIOR
         self._coefficients: list[float] = list(PRIOR)
         self._scales: deque[float] = deque(maxlen=_NUM_SCALES)
-        self._gram = [[0.0] * _NUM for _ in range(_NUM)]
-        self._moments = [0.0] * _NUM
+        self._with_prompts = _Evidence()
+        self._decodes_only = _Evidence()
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -131,7 +131,8 @@ class StepTimeModel:
         self.num_observed += 1
         if self.num_observed <= _NUM_SCALES:
             self._rescale(load, elapsed_s)
-        self._accumulate(load, elapsed_s, weight)
+        evidence = self._with_prompts if load.prompt_tokens else self._decodes_only
+        evidence.add(load, elapsed_s, weight)
         if self.num_observed <= _YOUNG or self.num_observed % _REFIT_EVERY == 0:
             self._refit()
 
@@ -141,17 +142,6 @@ class StepTimeModel:
         scale = median(self._scales)
         self._prior = tuple(scale * p for p in PRIOR)
 
-    def _accumulate(self, load: StepLoad, elapsed_s: float, weight: float) -> None:
-        # Every row is divided by its time, so that the squares are of relative errors.
-        row = [x / elapsed_s for x in _features(load)]
-        gram, moments = self._gram, self._moments
-        for i, x in enumerate(row):
-            weighted = weight * x
-            line = gram[i]
-            for j in range(i, _NUM):
-                line[j] = _FORGET * line[j] + weighted * row[j]
-            moments[i] = _FORGET * moments[i] + weighted
-
     def _refit(self) -> None:
         """Solve the normal equations for coefficients of 0 or more: whoever would be negative is left out."""
         # In units of the prior, so that the numbers are of one size whatever the feature's.
@@ -159,7 +149,7 @@ class StepTimeModel:
         free = list(range(_NUM))
         while free:
             matrix = [[self._entry(i, j) for j in free] for i in free]
-            right = [prior[i] * self._moments[i] + _PRIOR_WEIGHT for i in free]
+            right = [prior[i] * self._moment(i) + _PRIOR_WEIGHT for i in free]
             solution = _solve(matrix, right)
             lowest = min(range(len(free)), key=solution.__getitem__)
             if solution[lowest] >= 0:
@@ -172,7 +162,34 @@ class StepTimeModel:
 
     def _entry(self, i: int, j: int) -> float:
         ridge = _PRIOR_WEIGHT if i == j else 0.0
-        return self._prior[i] * self._gram[min(i, j)][max(i, j)] * self._prior[j] + ridge
+        row, column = min(i, j), max(i, j)
+        gram = self._with_prompts.gram[row][column] + self._decodes_only.gram[row][column]
+        return self._prior[i] * gram * self._prior[j] + ridge
+
+    def _moment(self, i: int) -> float:
+        return self._with_prompts.moments[i] + self._decodes_only.moments[i]
+
+
+class _Evidence:
+    """Decaying sums of one kind of steps.
+
+    The kinds decay apart, by their own steps: else a minute of decoding would forget what prompts cost.
+    """
+
+    def __init__(self) -> None:
+        self.gram = [[0.0] * _NUM for _ in range(_NUM)]
+        self.moments = [0.0] * _NUM
+
+    def add(self, load: StepLoad, elapsed_s: float, weight: float) -> None:
+        # Every row is divided by its time, so that the squares are of relative errors.
+        row = [x / elapsed_s for x in _features(load)]
+        moments = self.moments
+        for i, x in enumerate(row):
+            weighted = weight * x
+            line = self.gram[i]
+            for j in range(i, _NUM):
+                line[j] = _FORGET * line[j] + weighted * row[j]
+            moments[i] = _FORGET * moments[i] + weighted
 
 
 _UNBOUNDED = 1 << 30
