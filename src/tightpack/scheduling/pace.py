@@ -12,7 +12,7 @@ from tightpack.scheduling.step_time import StepTimeModel
 _AIM = 0.9
 # One that is behind its pace asks for steps of so many targets, which lets it catch up without stopping the
 # prompts; one that is ahead allows no longer ones than so many targets, and no longer gap between its tokens.
-_BEHIND, _AHEAD = 0.8, 2.0
+_BEHIND, _AHEAD = 0.8, 1.5
 # Where no decode sets the time, a step ends within this share of the tightest TTFT target, for who may come.
 _REACTION = 0.2
 # Prompts go on, if slowly, where the decodes alone take all the time that there is: at least so much of it.

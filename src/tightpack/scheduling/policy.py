@@ -27,7 +27,8 @@ class Policy(Protocol):
     """Decides what each step computes. Pure: time is an argument, capacity came as integers.
 
     Call order per step: `plan(now)`, the executor, `observe(plan, elapsed_s)`, then `commit(plan)` once the
-    tokens are appended, then `remove(request)` for every request that ended. `remove` may come at any time between steps (an abort).
+    tokens are appended, then `remove(request)` for every request that ended. `remove` may come at any time
+    between steps (an abort).
     A plan that was not executed needs no undoing: the next `plan` computes the same tokens again.
     """
 

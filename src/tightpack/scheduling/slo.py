@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import chain, count
 
 from tightpack.requests.request import Request
@@ -196,39 +195,44 @@ class SloPolicy(PolicyBase):
             standing.tier = tier
 
     def _place_prompts(self, step: StepBuilder, prompts: list[Standing]) -> None:
+        """Spend the step's room on prompts under way and on waiting ones, in the order of their standing."""
         room = self._pace.room_s
-        for standing in self._in_order(step, prompts):
-            request = standing.request
-            first, pending = request.num_computed_tokens, request.num_pending_tokens
-            fits = min(pending, step.tokens_left, self._model.prompt_tokens_within(room, first))
-            if fits < min(pending, _MIN_CHUNK):
-                if not step.is_empty:
-                    return
-                fits = min(pending, _MIN_CHUNK, step.tokens_left)  # a step that computes nothing helps nobody
-            room -= self._model.prompt_seconds(first, fits)
-            self._num_prompt_tokens += fits
-            step.compute(request, fits)
-            if step.tokens_left == 0:
-                return
-
-    def _in_order(self, step: StepBuilder, prompts: list[Standing]) -> Iterator[Standing]:
-        """Prompts under way and waiting ones, which start when they are reached and there is a place."""
-        under_way = sorted((s for s in prompts if not step.lost(s.request)), key=lambda s: s.order)
-        under_way.reverse()
+        under_way = sorted(prompts, key=lambda standing: standing.order, reverse=True)
         waiting = self._line.first()
         self._places_taken = False
-        while under_way or waiting:
-            if waiting is None or (under_way and under_way[-1].order < waiting.order):
-                standing = under_way.pop()
-                if not step.lost(standing.request):
-                    yield standing
-            elif self._start(step, waiting):
-                yield waiting
-                waiting = self._line.first()
+        while step.tokens_left:
+            while under_way and step.lost(under_way[-1].request):
+                under_way.pop()
+            if waiting and not (under_way and under_way[-1].order < waiting.order):
+                standing = waiting
+                standing.num_cached = self._num_cached(standing.request)
+            elif under_way:
+                standing = under_way[-1]
             else:
-                # Nobody behind it takes the place that it waits for.
-                self._places_taken = waiting.tier <= Tier.LEFT_OUT
+                return
+            num_tokens = self._chunk(step, standing, room)
+            if num_tokens == 0:
+                return
+            if standing is not waiting:
+                under_way.pop()
+            elif self._start(step, standing):
+                waiting = self._line.first()
+            else:  # nobody behind it takes the place that it waits for
+                self._places_taken = standing.tier <= Tier.LEFT_OUT
                 waiting = None
+                continue
+            num_tokens = min(num_tokens, standing.num_pending)  # it may have found more in the cache
+            room -= self._model.prompt_seconds(standing.first_pending, num_tokens)
+            self._num_prompt_tokens += num_tokens
+            step.compute(standing.request, num_tokens)
+
+    def _chunk(self, step: StepBuilder, standing: Standing, room: float) -> int:
+        """Tokens of the prompt that fit into the step; 0 when it is full."""
+        most = min(standing.num_pending, step.tokens_left)
+        fits = min(most, self._model.prompt_tokens_within(room, standing.first_pending))
+        if fits >= min(standing.num_pending, _MIN_CHUNK):
+            return fits
+        return min(most, _MIN_CHUNK) if step.is_empty else 0  # a step that computes nothing helps nobody
 
     def _start(self, step: StepBuilder, standing: Standing) -> bool:
         request = standing.request

@@ -29,7 +29,7 @@ class Standing:
     age: requests in order of arrival, 0 for the first.
     deadline: when its first token is due; infinite without a TTFT target.
     waits_since: its arrival, or when it lost its blocks.
-    num_cached: tokens of a waiting request that the prefix cache held when it came.
+    num_cached: tokens of a waiting request that the prefix cache held when it was last looked up.
     first_token_time: when its first token was there; None before.
     waiting: it holds no blocks.
     served: it decodes, or it has ended: nothing of it waits for its prompt.
@@ -55,7 +55,7 @@ class Standing:
     @property
     def first_pending(self) -> int:
         """The position where its next chunk begins, as far as is known."""
-        return max(self.request.num_computed_tokens, self.num_cached)
+        return self.num_cached if self.waiting else self.request.num_computed_tokens
 
     @property
     def num_pending(self) -> int:

@@ -58,7 +58,7 @@ class StepBuilder:
                 self.compute(request, request.num_pending_tokens)
 
     def admit(self, request: Request, *, whole: bool) -> bool:
-        """Start a waiting request with as many tokens as the budget has left, or with all (`whole`) or none."""
+        """Start a waiting request with as many tokens as are left, or with all (`whole`) or none."""
         if self.tokens_left == 0 or not self.start(request, max_tokens=self.tokens_left if whole else None):
             return False
         self._place(request, min(request.num_pending_tokens, self.tokens_left))
