@@ -46,17 +46,18 @@ def pairs(first_token: int, num_tokens: int) -> int:
 
 # The prior: seconds a step, a prompt token, a prompt pair, a decode, a position that a decode reads. Only the
 # proportions matter much, since the first steps scale it to the machine. They are those of a model of 100
-# million to 10 billion parameters: a step that reads all weights costs as much as some hundred prompt tokens
+# million to 10 billion parameters: a step that reads all weights costs as much as some fifty prompt tokens
 # of arithmetic, and attention over a thousand positions about as much as a token's linear layers.
-PRIOR = (1e-2, 1e-4, 2e-8, 1e-4, 1e-7)
+PRIOR = (1e-2, 2e-4, 4e-8, 2e-4, 2e-7)
 _NUM = len(PRIOR)
-# How many steps' worth of evidence the prior is: enough to settle what traffic does not tell apart.
-_PRIOR_WEIGHT = 0.05
-# Evidence halves in some 140 steps: fast enough for a machine that others begin to share.
-_FORGET = 0.995
+# How many steps' worth of evidence the prior is: enough to settle what traffic does not tell apart, and so
+# little that a machine whose proportions are ten times others is learned as fast.
+_PRIOR_WEIGHT = 1e-4
+# Evidence halves in some 70 steps: fast enough for a machine that others begin to share.
+_FORGET = 0.99
 # Residuals beyond this many typical errors count in proportion to their distance (Huber 1964).
 _HUBER = 2.0
-_SMALLEST_ERROR = 0.02
+_SMALLEST_ERROR = 0.05
 # While the model is young every step changes it; afterwards a refit every few steps is as good.
 _YOUNG, _REFIT_EVERY = 16, 8
 _NUM_SCALES = 9
