@@ -191,7 +191,7 @@ class TestRejectUnattainable:
 
     def test_what_would_be_late_is_refused_with_the_time_to_wait(self, machine):
         machine.add(400)
-        with pytest.raises(UnattainableError, match="0.5 s that service class 'interactive'") as refused:
+        with pytest.raises(UnattainableError, match=r"0\.5 s that service class 'interactive'") as refused:
             machine.add(400)
         assert isinstance(refused.value, QueueFullError)
         assert 0.2 < refused.value.retry_after_s < 0.6

@@ -190,4 +190,6 @@ class ServingLoop:
             stop_reason=request.stop_reason,
             error=request.error,
             num_cached_prompt_tokens=request.num_cached_prompt_tokens,
+            first_scheduled_time=request.timings.first_scheduled_time,
+            num_preemptions=request.num_preemptions,
         )
