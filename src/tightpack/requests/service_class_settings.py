@@ -32,7 +32,7 @@ def resolve_service_classes(given: ServiceClassSettings | None) -> tuple[Service
             classes[_known(one.name)] = one
         else:
             name, settings = _parse(one) if isinstance(one, str) else one
-            classes[_known(name)] = _changed(classes[name], settings)
+            classes[name] = _changed(classes[_known(name)], settings)
     shares = sum(one.share for one in classes.values())
     if shares > 1:
         each = ", ".join(f"{one.name} {one.share:g}" for one in classes.values())
