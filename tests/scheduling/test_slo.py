@@ -144,6 +144,34 @@ def test_batch_work_gives_up_its_slot_and_its_blocks_first():
     assert machine.first_token["urgent"] - arrival <= 0.5
 
 
+def test_batch_work_makes_way_where_its_decodes_alone_take_too_long():
+    machine = Machine(max_num_seqs=64).learn()
+    for _ in range(60):
+        machine.add(20, BATCH, output=500)
+    while machine.policy.num_running < 60 or machine.policy.num_waiting:
+        machine.step()
+    for _ in range(100):
+        machine.step()
+    assert machine.plans[-1].num_tokens == 60  # 65 ms a step, where 50 will be asked for
+    urgent = machine.add(50, output=40, name="urgent")
+    arrival = machine.now
+    while urgent.num_output_tokens < 40:
+        machine.step()
+    first = machine.first_token["urgent"]
+    assert first - arrival <= INTERACTIVE.ttft_s
+    assert (machine.now - first) / 39 <= INTERACTIVE.tpot_s
+
+
+def test_a_target_that_no_machine_could_keep_holds_nobody_up(machine):
+    running = machine.add(20, STANDARD, output=300)
+    machine.step()
+    impossible = machine.add(20, ServiceClass("impossible", ttft_s=0.5, tpot_s=1e-4))
+    machine.step()
+    machine.step()
+    assert impossible.num_output_tokens > 0
+    assert running.num_output_tokens < 10
+
+
 def test_deadlines_never_take_the_place_of_each_other():
     machine = Machine(max_num_seqs=2).learn()
     running = [machine.add(50, STANDARD, output=100), machine.add(50, STANDARD, output=100)]

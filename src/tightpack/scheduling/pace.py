@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tightpack.requests.request import Request
 from tightpack.scheduling.standing import Standing
 from tightpack.scheduling.step_time import StepTimeModel
 
@@ -62,10 +63,22 @@ class Pace:
         self.tightest_tpot = tightest
         self.stretch += _SMOOTHING * (1 + self.fixed_s / self.room_s - self.stretch)
 
-    def with_one_more(self, num_tokens: int) -> float:
-        """Seconds of the decodes alone, once a request of `num_tokens` joins them."""
+    def decode_seconds(self, request: Request) -> float:
+        """What a request's decode adds to a step."""
         _, _, _, per_decode, per_position = self.model.coefficients
-        return self.fixed_s + per_decode + per_position * num_tokens
+        return per_decode + per_position * len(request.token_ids)
+
+    def excess(self, request: Request, share: float) -> float:
+        """Seconds by which the decodes alone, with `request` among them, would exceed the time they have.
+
+        That is `share` of the tightest TPOT target among them, of those that can be kept.
+        """
+        more = self.decode_seconds(request)
+        tightest = self.tightest_tpot
+        tpot = request.service_class.tpot_s
+        if tpot is not None and self.model.coefficients[0] + more <= tpot:
+            tightest = min(tightest, tpot)
+        return self.fixed_s + more - share * tightest
 
     def seconds(self, standing: Standing) -> float:
         """What the rest of a prompt adds to the steps that compute it."""

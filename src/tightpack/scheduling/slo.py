@@ -8,26 +8,21 @@ from itertools import chain, count
 from tightpack.requests.request import Request
 from tightpack.requests.service_class import INTERACTIVE
 from tightpack.scheduling.attainable import Departures, seconds_short
-from tightpack.scheduling.fair_share import FairShares
 from tightpack.scheduling.limits import SchedulerLimits, blocks_for
 from tightpack.scheduling.pace import Pace
 from tightpack.scheduling.plan import StepPlan
 from tightpack.scheduling.policy import UnattainableError
 from tightpack.scheduling.policy_base import PolicyBase
-from tightpack.scheduling.standing import Standing, Tier, WaitingLine
+from tightpack.scheduling.prompt_order import PromptOrder
+from tightpack.scheduling.standing import Standing, Tier
 from tightpack.scheduling.step_builder import StepBuilder
 from tightpack.scheduling.step_time import StepLoad, StepTimeModel
-from tightpack.scheduling.triage import left_out
 
 # A chunk of fewer tokens is not worth a place in a step, unless it ends its prompt.
 _MIN_CHUNK = 16
-# Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
-_TRIAGE_EVERY = 0.02
-# Prompts aim to be done before their deadline by this share of the tightest TTFT target.
-_MARGIN = 0.05
 # A request starts only if the decodes alone, with it among them, take no more than this share of the tightest
 # TPOT target. Those without a deadline leave room for those who have one.
-_FULL, _FULL_FOR_UNTIMED = 1.0, 0.75
+_FULL, _FULL_FOR_UNTIMED = 0.9, 0.75
 
 
 class SloPolicy(PolicyBase):
@@ -47,13 +42,11 @@ class SloPolicy(PolicyBase):
         self._model = StepTimeModel()
         self._pace = Pace(self._model)
         self._standings: dict[Request, Standing] = {}
-        self._line = WaitingLine()
-        self._shares = FairShares()
+        self._order = PromptOrder(self._pace)
         self._departures = Departures()
         self._ages = count()
         self._tightest_ttft = INTERACTIVE.ttft_s or math.inf
         self._now = -math.inf
-        self._next_triage = -math.inf
         self._num_prompt_tokens = 0
         self._places_taken = False
 
@@ -62,18 +55,15 @@ class SloPolicy(PolicyBase):
         standing = Standing.of(request, next(self._ages))
         standing.num_cached = self._num_cached(request)
         self._standings[request] = standing
-        self._line.add(standing)
-        self._shares.add(standing)
+        self._order.add(standing)
         if request.service_class.ttft_s is not None:
             self._tightest_ttft = min(self._tightest_ttft, request.service_class.ttft_s)
 
     def remove(self, request: Request) -> None:
         standing = self._standings.pop(request, None)
         if standing is not None:
-            standing.served = True
-            if standing.waiting:
-                self._line.discard(standing)
-            else:
+            self._order.end(standing)
+            if not standing.waiting:
                 self._departures.note()
         super().remove(request)
 
@@ -89,14 +79,16 @@ class SloPolicy(PolicyBase):
         for standing in decoding:
             if not step.lost(standing.request):
                 step.compute(standing.request, 1)
-        self._promote(now)
+        self._order.promote(now, self._num_prompt_tokens)
         self._num_prompt_tokens = 0
         if prompts or self._queues.waiting:
-            self._triage(prompts, now)
+            self._order.triage(prompts, now, self._tightest_ttft)
             self._place_prompts(step, prompts)
         plan = step.plan()
         for request in plan.evicted:
-            self._put_back(self._standings[request], now)
+            standing = self._standings[request]
+            standing.num_cached = self._num_cached(request)
+            self._order.put_back(standing, now)
         return plan
 
     def _running(self, now: float) -> tuple[list[Standing], list[Standing]]:
@@ -121,13 +113,6 @@ class SloPolicy(PolicyBase):
         tier = self._standings[request].tier
         return 0 if tier is Tier.PROMOTED else 2 if tier is Tier.UNTIMED else 1
 
-    def _put_back(self, standing: Standing, now: float) -> None:
-        standing.waiting, standing.served = True, False
-        standing.waits_since = now
-        standing.num_cached = self._num_cached(standing.request)
-        self._line.add(standing)
-        self._shares.add_back(standing)
-
     def _num_cached(self, request: Request) -> int:
         return len(self._blocks.lookup(request)) * self.limits.block_size
 
@@ -145,7 +130,7 @@ class SloPolicy(PolicyBase):
         prompts = (s for s in running if not s.served and s.tier <= Tier.LEFT_OUT)
         short = seconds_short(
             standing,
-            chain(prompts, self._line.of_tier(Tier.PROMOTED), self._line.unsettled()),
+            chain(prompts, self._order.line.of_tier(Tier.PROMOTED), self._order.line.unsettled()),
             self._pace,
             now,
             self._departures,
@@ -160,45 +145,11 @@ class SloPolicy(PolicyBase):
                 short,
             )
 
-    def _promote(self, now: float) -> None:
-        for standing in self._shares.due(now, self._num_prompt_tokens):
-            if standing.waiting:
-                self._line.move(standing, Tier.PROMOTED)
-            else:
-                standing.tier = Tier.PROMOTED
-
-    def _triage(self, prompts: list[Standing], now: float) -> None:
-        """Find out anew whose deadlines can be made: those of the line, and of prompts under way."""
-        if now < self._next_triage:
-            return
-        self._next_triage = now + _TRIAGE_EVERY
-        pace = self._pace
-        at_stake = [s for s in prompts if Tier.CHOSEN <= s.tier <= Tier.LATE]
-        hopeful = []
-        for standing in chain(self._line.unsettled(), at_stake):
-            if standing.first_token_time is not None:
-                continue  # it decoded before it was preempted: its place is in front
-            if now + pace.fixed_s + pace.seconds(standing) > standing.deadline:
-                self._set_tier(standing, Tier.LATE)
-            else:
-                hopeful.append(standing)
-        hopeful.sort(key=lambda standing: standing.order[1:])
-        margin = _MARGIN * self._tightest_ttft
-        out = left_out(hopeful, pace.seconds, lambda work: pace.finish(now, work) + margin)
-        for standing in hopeful:
-            self._set_tier(standing, Tier.LEFT_OUT if standing in out else Tier.CHOSEN)
-
-    def _set_tier(self, standing: Standing, tier: Tier) -> None:
-        if standing.waiting:
-            self._line.move(standing, tier)
-        else:
-            standing.tier = tier
-
     def _place_prompts(self, step: StepBuilder, prompts: list[Standing]) -> None:
         """Spend the step's room on prompts under way and on waiting ones, in the order of their standing."""
         room = self._pace.room_s
         under_way = sorted(prompts, key=lambda standing: standing.order, reverse=True)
-        waiting = self._line.first()
+        waiting = self._order.line.first()
         self._places_taken = False
         while step.tokens_left:
             while under_way and step.lost(under_way[-1].request):
@@ -216,7 +167,7 @@ class SloPolicy(PolicyBase):
             if standing is not waiting:
                 under_way.pop()
             elif self._start(step, standing):
-                waiting = self._line.first()
+                waiting = self._order.line.first()
             else:  # nobody behind it takes the place that it waits for
                 self._places_taken = standing.tier <= Tier.LEFT_OUT
                 waiting = None
@@ -235,35 +186,39 @@ class SloPolicy(PolicyBase):
         return min(most, _MIN_CHUNK) if step.is_empty else 0  # a step that computes nothing helps nobody
 
     def _start(self, step: StepBuilder, standing: Standing) -> bool:
-        request = standing.request
+        excess = -math.inf
         if self._queues.running:
-            tightest = min(self._pace.tightest_tpot, request.service_class.tpot_s or math.inf)
             share = _FULL_FOR_UNTIMED if standing.tier is Tier.UNTIMED else _FULL
-            if self._pace.with_one_more(len(request.token_ids)) > share * tightest:
+            excess = self._pace.excess(standing.request, share)
+        if excess > 0 or not step.start(standing.request):
+            # Only who can still make its deadline, or is owed the place, takes it from others.
+            if standing.tier >= Tier.LATE or not self._make_room(step, standing.request, excess):
                 return False
-        if not step.start(request) and not self._start_in_place_of_untimed(step, standing):
-            return False
-        self._line.discard(standing)
-        standing.waiting = False
+            if not step.start(standing.request):
+                return False
+        self._order.start(standing)
         return True
 
-    def _start_in_place_of_untimed(self, step: StepBuilder, standing: Standing) -> bool:
-        """Preempt as many requests without targets as it takes, if that is enough; least work lost first."""
-        if standing.tier >= Tier.LATE:
-            return False
+    def _make_room(self, step: StepBuilder, request: Request, excess: float) -> bool:
+        """Preempt requests without targets, least work lost first, as many as it takes if that is enough.
+
+        excess: seconds that the decodes must save.
+        """
         running = self._queues.running
-        free = self._blocks.num_free
-        needed = blocks_for(len(standing.request.token_ids), self.limits.block_size) + len(running)
         slots = len(running) + 1 - self.limits.max_num_seqs
+        blocks = blocks_for(len(request.token_ids), self.limits.block_size) + len(running)
+        blocks -= self._blocks.num_free
         untimed = [r for r in running if self._standings[r].tier is Tier.UNTIMED]
+        untimed.sort(key=lambda r: (r.num_pending_tokens == 1, r.num_computed_tokens), reverse=True)
         victims: list[Request] = []
-        for request in sorted(untimed, key=lambda r: (r.num_pending_tokens == 1, r.num_computed_tokens)):
-            if free >= needed and len(victims) >= slots:
-                break
-            free += len(self._blocks.block_table(request))
-            victims.append(request)
-        if free < needed or len(victims) < slots:
-            return False
-        for request in victims:
-            step.preempt(request)
-        return step.start(standing.request)
+        while slots > len(victims) or blocks > 0 or excess > 0:
+            if not untimed:
+                return False
+            victim = untimed.pop()
+            victims.append(victim)
+            blocks -= len(self._blocks.block_table(victim))
+            if victim.num_pending_tokens == 1:
+                excess -= self._pace.decode_seconds(victim)
+        for victim in victims:
+            step.preempt(victim)
+        return True
