@@ -8,6 +8,8 @@ from typing import Any
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.requests.arguments import as_float, as_int, refuse_unknown, require_one_of, strict_keywords
+from tightpack.requests.service_class import ServiceClass
+from tightpack.requests.service_class_settings import SERVICE_CLASSES, resolve_service_classes
 from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.scheduling.registry import POLICY_NAMES
 
@@ -25,6 +27,8 @@ LLM_INT8_THRESHOLD = 6.0
 # Prompt tokens that share a step with the decodes under chunked prefill. A CPU computes one to two thousand
 # prompt tokens a second, so 256 keep the others' gap near 0.2 s; a GPU needs more to be busy.
 CHUNK_BUDGET = {"cpu": 256, "cuda": 2048}
+# Under slo the step's predicted time sets the budget; this only bounds the memory of its activations.
+SLO_BUDGET = {"cpu": 1024, "cuda": 8192}
 
 _INTEGERS = (
     "max_num_seqs",
@@ -68,7 +72,10 @@ class EngineArgs:
     num_blocks: KV blocks; None sizes the pool by memory.
     seed: of the seeds drawn for requests that bring none.
     enable_prefix_caching: share the KV blocks of equal prompt beginnings.
-    policy: static, dynamic, continuous or chunked-prefill.
+    policy: static, dynamic, continuous, chunked-prefill or slo.
+    service_classes: the latency targets and shares of interactive, standard and batch, as
+        `resolve_service_classes` takes them: {"interactive": {"ttft": 0.3}}, or texts.
+    reject_unattainable: refuse a request whose TTFT target cannot be met now (slo only).
     max_wait: seconds that `dynamic` holds its oldest request for company, and that `static` waits for the
         next arrival before a partial batch leaves.
     max_queue: waiting requests at the most; one more is refused.
@@ -95,6 +102,8 @@ class EngineArgs:
     policy: str = "chunked-prefill"
     max_wait: float | None = None
     max_queue: int = 1024
+    service_classes: tuple[ServiceClass, ...] = SERVICE_CLASSES
+    reject_unattainable: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -116,6 +125,12 @@ class EngineArgs:
         if self.llm_int8_threshold != LLM_INT8_THRESHOLD and self.quantization != "llm.int8":
             raise ValueError("llm_int8_threshold has a meaning with quantization='llm.int8' only")
         require_one_of("policy", self.policy, POLICY_NAMES)
+        object.__setattr__(self, "service_classes", resolve_service_classes(self.service_classes))
+        if self.reject_unattainable and self.policy != "slo":
+            raise ValueError(
+                f"reject_unattainable needs policy='slo', which predicts when a first token comes; policy="
+                f"{self.policy!r} does not"
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for name in _INTEGERS:
@@ -150,6 +165,8 @@ def resolve_max_num_batched_tokens(args: EngineArgs, max_model_len: int, device:
         return args.max_num_batched_tokens
     if args.policy == "chunked-prefill":
         return max(CHUNK_BUDGET[device], args.max_num_seqs)
+    if args.policy == "slo":
+        return max(SLO_BUDGET[device], args.max_num_seqs)
     # Whole-prompt policies must take the longest prompt beside every running decode.
     return max_model_len + args.max_num_seqs
 
@@ -168,4 +185,5 @@ def resolve_limits(args: EngineArgs, max_model_len: int, num_blocks: int, device
         max_queue=args.max_queue,
         max_wait=max_wait,
         enable_prefix_caching=args.enable_prefix_caching,
+        reject_unattainable=args.reject_unattainable,
     )

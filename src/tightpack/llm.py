@@ -71,6 +71,10 @@ class Engine:
     def max_model_len(self) -> int:
         return self.limits.max_model_len
 
+    def service_class(self, name: str) -> ServiceClass:
+        """The class of that name with the targets of `args`."""
+        return next(one for one in self.args.service_classes if one.name == name)
+
 
 def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
     """Open the checkpoint, load its weights, size the KV cache, and put the policy in front of it.
@@ -206,10 +210,11 @@ class LLM:
         if not listed:
             return []
         now = self.engine.loop.clock.now()
+        standard = self.engine.service_class(STANDARD.name)
         collectors, streams, pending = [], {}, []
         for prompt, params in zip(listed, each, strict=True):
             request_id = str(next(self._ids))
-            text, requests = self._maker.make(prompt, params, request_id, STANDARD, now)
+            text, requests = self._maker.make(prompt, params, request_id, standard, now)
             decode = self._maker.decoder(params)
             collector = OutputCollector(request_id, text, requests, decode)
             collectors.append(collector)
@@ -315,6 +320,10 @@ class AsyncLLM:
         return self.engine.checkpoint.tokenizer
 
     @property
+    def service_classes(self) -> tuple[ServiceClass, ...]:
+        return self.args.service_classes
+
+    @property
     def is_running(self) -> bool:
         return self._thread.is_running and not self._draining
 
@@ -327,9 +336,11 @@ class AsyncLLM:
         sampling_params: SamplingParams,
         *,
         request_id: str | None = None,
-        service_class: ServiceClass = STANDARD,
+        service_class: ServiceClass | None = None,
     ) -> AsyncGenerator[CompletionDelta]:
         """What is new of each completion as it comes, those of n interleaved.
+
+        service_class: the targets to schedule by; the engine's `standard` if not given.
 
         Raises at the first item: TypeError or ValueError for what cannot run, QueueFullError. Closing the
         iterator early aborts the request, whose blocks are free before the next step.
@@ -345,7 +356,7 @@ class AsyncLLM:
         sampling_params: SamplingParams,
         request_id: str | None = None,
         *,
-        service_class: ServiceClass = STANDARD,
+        service_class: ServiceClass | None = None,
     ) -> AsyncGenerator[RequestOutput]:
         """The output so far, whole, after every step that adds to it; vLLM's interface."""
         text, requests = self._make(prompt, sampling_params, request_id, service_class)
@@ -372,12 +383,17 @@ class AsyncLLM:
         self._finalizer()
 
     def _make(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None, service_class: ServiceClass
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None,
+        service_class: ServiceClass | None,
     ) -> tuple[str | None, list[Request]]:
         if self._draining:
             raise RuntimeError("the engine is draining and takes no new requests")
         identity = request_id or uuid.uuid4().hex
-        return self._maker.make(prompt, params, identity, service_class, self._thread.now())
+        chosen = service_class or self.engine.service_class(STANDARD.name)
+        return self._maker.make(prompt, params, identity, chosen, self._thread.now())
 
     async def _deltas(
         self, requests: Sequence[Request], params: SamplingParams

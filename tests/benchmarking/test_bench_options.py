@@ -73,7 +73,7 @@ def refusal(command: object, *arguments: str) -> str:
         ("--clients 0", "--clients must be at least 1"),
         ("--clients 4 --rate 2", "--clients send when they are answered; drop --rate"),
         ("--clients 4 --find-capacity", "drop --find-capacity"),
-        ("--service-class chat:ttft=1", "--service-class: no service class is named 'chat'; there are"),
+        ("--service-class chat:ttft=1", "no service class is named 'chat'; there are"),
         ("--service-class standard:tfft=1", "has no setting 'tfft'; did you mean 'ttft'?"),
         ("--service-class standard:ttft=soon", "ttft must be a number, got 'soon'"),
         ("--service-class standard:ttft=0", "service class 'standard': ttft_s must be positive seconds"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tightpack.requests.request import Request
 from tightpack.requests.sampling_params import SamplingParams
+from tightpack.requests.service_class import ServiceClass
 from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.scheduling.policy import QueueFullError
@@ -24,6 +25,13 @@ from tightpack.scheduling.registry import POLICY_NAMES, make_policy
 
 EXAMPLES_PER_POLICY = 1000
 PLAIN = SamplingParams(max_tokens=None)
+# Targets about as long as the world's steps: some are met, some missed, some never could be met.
+CLASSES = (
+    ServiceClass("tight", ttft_s=0.5, tpot_s=0.15),
+    ServiceClass("loose", ttft_s=4.0, tpot_s=0.5),
+    ServiceClass("untimed"),
+    ServiceClass("impossible", ttft_s=0.01, tpot_s=0.01),
+)
 WITH_PROMPT_LOGPROBS = SamplingParams(max_tokens=None, prompt_logprobs=0)
 # Few streams of few token ids, so that prompts share heads, and outputs run into each other's prompts.
 STREAMS = [[random.Random(seed).randrange(2) for _ in range(64)] for seed in range(2)]
@@ -39,6 +47,7 @@ class Job:
     tail: tuple[int, ...]
     output: int
     prompt_logprobs: bool
+    service_class: int
     fails: int | None
     aborts: int | None
 
@@ -63,6 +72,7 @@ def make_job(seed: int, arrival: float, longest: int) -> Job:
         tail=tuple(rng.randrange(2) for _ in range(prompt - head)),
         output=rng.choice([1, rng.randint(1, longest - prompt), longest - prompt]),
         prompt_logprobs=rng.random() < 0.2,
+        service_class=rng.randrange(len(CLASSES)),
         fails=rng.randrange(20) if rng.random() < 0.1 else None,
         aborts=rng.randrange(20) if rng.random() < 0.2 else None,
     )
@@ -132,12 +142,13 @@ class World:
 
     def __post_init__(self) -> None:
         self.limits = self.workload.limits
-        if self.name == "chunked-prefill":  # any budget will do
+        if self.name in ("chunked-prefill", "slo"):  # any budget will do
             budget = max(self.limits.max_num_seqs, self.limits.max_num_batched_tokens // 5)
             fields = {name: getattr(self.limits, name) for name in SchedulerLimits.__slots__}
             self.limits = SchedulerLimits(**(fields | {"max_num_batched_tokens": budget}))
         self.policy = make_policy(self.name, self.limits)
         self.by_batch = self.name in ("static", "dynamic")
+        self.by_deadline = self.name == "slo"
         self.closed = False
         self.last_arrival = -1.0
         self.jobs: dict[Request, Job] = {}
@@ -161,8 +172,10 @@ class World:
             plan = self.policy.plan(self.now)
             if plan:
                 self.check_plan(plan)
+                elapsed = 0.05 + 0.01 * plan.num_tokens
+                self.policy.observe(plan, elapsed)
                 self.execute(plan)
-                self.now += 0.05 + 0.01 * plan.num_tokens
+                self.now += elapsed
                 wakeup = None
             else:
                 assert wakeup is None, "the policy did not wake up when it said"
@@ -185,6 +198,7 @@ class World:
             params=WITH_PROMPT_LOGPROBS if job.prompt_logprobs else PLAIN,
             seed=0,
             max_output_tokens=job.output,
+            service_class=CLASSES[job.service_class],
             arrival_time=job.arrival,
         )
         if len(self.waiting) >= self.limits.max_queue:
@@ -278,7 +292,8 @@ class World:
             assert all(placed.get(r) == r.num_pending_tokens for r in self.holding), (
                 "budget is left for a prompt"
             )
-        assert min(self.holding, key=self.age.__getitem__) in placed, "the oldest always gets on"
+        if not self.by_deadline:
+            assert min(self.holding, key=self.age.__getitem__) in placed, "the oldest always gets on"
 
     def check_chunk(self, chunk: Chunk) -> None:
         request, size = chunk.request, self.limits.block_size
@@ -286,7 +301,8 @@ class World:
         seen = self.holding.get(request)
         if seen is None:  # it starts, or starts again
             if request in self.waiting:
-                assert request is self.waiting.pop(0), "first come, first served"
+                assert self.by_deadline or request is self.waiting[0], "first come, first served"
+                self.waiting.remove(request)
             if not self.limits.enable_prefix_caching or self.jobs[request].prompt_logprobs:
                 assert chunk.first_token == 0
             assert chunk.first_token % size == 0
@@ -300,13 +316,14 @@ class World:
         assert len(set(chunk.block_table)) == len(chunk.block_table)
         assert all(0 <= block < self.limits.num_blocks for block in chunk.block_table)
         seen.table = chunk.block_table
-        if self.name != "chunked-prefill":
+        if self.name not in ("chunked-prefill", "slo"):
             assert chunk.samples, "prompts are computed whole"
 
     def check_evictions(self, plan: StepPlan) -> None:
         for request in plan.evicted:
             older = [r for r in self.holding if self.age[r] < self.age[request]]
-            assert older, "the oldest running request is never a victim"
+            if not self.by_deadline:
+                assert older, "the oldest running request is never a victim"
             assert request.num_computed_tokens == 0
             assert request not in [c.request for c in plan.chunks]
             del self.holding[request]

@@ -6,8 +6,8 @@ from tightpack.scheduling.continuous import ContinuousPolicy
 from tightpack.scheduling.registry import POLICY_NAMES, by_name, make_policy
 
 
-def test_the_four_policies_are_there_by_name(new_limits):
-    assert POLICY_NAMES == ("static", "dynamic", "continuous", "chunked-prefill")
+def test_the_policies_are_there_by_name(new_limits):
+    assert POLICY_NAMES == ("static", "dynamic", "continuous", "chunked-prefill", "slo")
     assert [make_policy(name, new_limits()).name for name in POLICY_NAMES] == list(POLICY_NAMES)
 
 

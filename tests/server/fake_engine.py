@@ -11,7 +11,8 @@ from typing import Any
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.requests.sampling_params import SamplingParams
 from tightpack.requests.service_class import STANDARD, ServiceClass
-from tightpack.scheduling.policy import QueueFullError
+from tightpack.requests.service_class_settings import SERVICE_CLASSES
+from tightpack.scheduling.policy import QueueFullError, UnattainableError
 from tightpack.serving_loop.loop import LoopStats
 from tightpack.serving_loop.text_stream import CompletionDelta
 
@@ -56,8 +57,9 @@ def entry(token_id: int, position: int, count: int) -> TokenLogprobs:
 class FakeEngine:
     """Satisfies `ServingEngine`. Prompts choose what happens by what they begin with:
 
-    "full" is refused, "invalid" raises ValueError, "broken" fails after two tokens, "crash" raises then,
-    "slow" takes `delay` seconds a token, "never" gives nothing.
+    "full" is refused, "late" too since it would miss its target by 2.5 s, "invalid" raises ValueError,
+    "broken" fails after two tokens, "crash" raises then, "slow" takes `delay` seconds a token, "never" gives
+    nothing.
     """
 
     def __init__(self, max_model_len: int = 200, delay: float = 0.005) -> None:
@@ -68,6 +70,7 @@ class FakeEngine:
         self.active: set[str] = set()
         self.calls: list[tuple[list[int], SamplingParams, ServiceClass]] = []
         self.closed = False
+        self.service_classes = SERVICE_CLASSES
         self.counters = LoopStats()
 
     def stats(self) -> LoopStats:
@@ -89,13 +92,15 @@ class FakeEngine:
         sampling_params: SamplingParams,
         *,
         request_id: str | None = None,
-        service_class: ServiceClass = STANDARD,
+        service_class: ServiceClass | None = None,
     ) -> AsyncGenerator[CompletionDelta, None]:
         ids: list[int] = prompt["prompt_token_ids"]
-        self.calls.append((ids, sampling_params, service_class))
+        self.calls.append((ids, sampling_params, service_class or STANDARD))
         text = self.tokenizer.decode(ids)
         if text.startswith("full"):
             raise QueueFullError("the queue holds 4 requests, its limit")
+        if text.startswith("late"):
+            raise UnattainableError("the first token would come about 2.5 s late", 2.5)
         if text.startswith("invalid"):
             raise ValueError("seed must be lucky, got 4")
         assert request_id is not None

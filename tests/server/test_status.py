@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -162,6 +163,26 @@ async def test_a_missed_target_is_no_attainment(client: httpx.AsyncClient, engin
     assert after["tightpack:slo_attained_total", "interactive"] == 0
     assert after["tightpack:slo_attained_total", "batch"] == 1
     assert 0.1 < after["tightpack:time_per_output_token_seconds_sum", "interactive"] * 2 < 0.5
+
+
+async def test_misses_count_by_cause(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.delay = 0.06
+    body = {"model": "fake", "prompt": [*b"slow"], "max_tokens": 3, "service_tier": "priority"}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    text = (await client.get("/metrics")).text
+    counts = dict(re.findall(r'slo_missed_total\{cause="(\w+)".*?service_class="interactive"\} (\S+)', text))
+    assert counts == {"queue": "0.0", "prefill": "0.0", "decode": "1.0", "preemption": "0.0"}
+
+
+async def test_an_unattainable_target_is_refused_with_a_time_to_come_again(client: httpx.AsyncClient) -> None:
+    body = {"model": "fake", "prompt": [*b"late"], "service_tier": "priority"}
+    answer = await client.post("/v1/completions", json=body)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    assert answer.json()["error"]["code"] == "slo_unattainable"
+    after = await scrape(client)
+    assert after["tightpack:slo_rejected_total", "interactive"] == 1
+    assert after["tightpack:slo_requests_total", "interactive"] == 0
 
 
 async def test_failures_count_as_such(client: httpx.AsyncClient) -> None:

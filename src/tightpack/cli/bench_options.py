@@ -63,8 +63,8 @@ LengthScaleOption = Annotated[float | None, _workload("Multiply the trace's leng
 ServiceClassOption = Annotated[
     list[str] | None,
     _workload(
-        "Targets of a service class in seconds, as interactive:ttft=0.5,tpot=0.05 (none drops one);"
-        " repeatable.",
+        "Targets of a service class in seconds, and its share, as interactive:ttft=0.5,tpot=0.05,share=0.3"
+        " (none drops a target); repeatable.",
         metavar="NAME:…",
     ),
 ]
@@ -86,7 +86,7 @@ MaxNumSeqsOption = Annotated[
 MaxNumBatchedTokensOption = Annotated[
     int | None,
     typer.Option(
-        help="Tokens a step of chunked-prefill; the others take whole prompts.  [default: by device]"
+        help="Tokens a step of chunked-prefill and slo; others take whole prompts.  [default: by device]"
     ),
 ]
 MaxModelLenOption = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tightpack.cli.bench_options import (
 )
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.requests.arguments import nearest_hint
-from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD, ServiceClass
+from tightpack.requests.service_class import ServiceClass
+from tightpack.requests.service_class_settings import resolve_service_classes
 
 Arguments = Mapping[str, Any]
 
@@ -103,10 +104,7 @@ def parse_mix(mix: str | None, changed: Sequence[str]) -> dict[ServiceClass, flo
 
     Raises ValueError for a class that there is not, and for targets of one that the workload has none of.
     """
-    classes = {one.name: one for one in (INTERACTIVE, STANDARD, BATCH)}
-    for text in changed:
-        name, _, settings = text.partition(":")
-        classes[name] = _retargeted(_known(classes, name, "--service-class"), text, settings)
+    classes = {one.name: one for one in resolve_service_classes(changed)}
     shares = {}
     for part in ("standard=1" if mix is None else mix).split(","):
         name, _, value = part.partition("=")
@@ -116,32 +114,18 @@ def parse_mix(mix: str | None, changed: Sequence[str]) -> dict[ServiceClass, flo
             raise ValueError(f"--mix takes shares such as interactive=0.7,batch=0.3, got {mix!r}") from None
         if not 0 < share < float("inf"):
             raise ValueError(f"--mix: the share of {name} must be above 0, got {share:g}")
-        shares[_known(classes, name, "--mix")] = share
+        shares[_known(classes, name)] = share
     unused = [text for text in changed if text.partition(":")[0] not in {one.name for one in shares}]
     if unused:
         raise ValueError(f"--service-class {unused[0]!r} is about requests of which --mix has none")
     return shares
 
 
-def _known(classes: Mapping[str, ServiceClass], name: str, option: str) -> ServiceClass:
+def _known(classes: Mapping[str, ServiceClass], name: str) -> ServiceClass:
     if name not in classes:
         hint = nearest_hint(name, list(classes), "there are")
-        raise ValueError(f"{option}: no service class is named {name!r}; {hint}")
+        raise ValueError(f"--mix: no service class is named {name!r}; {hint}")
     return classes[name]
-
-
-def _retargeted(service_class: ServiceClass, text: str, settings: str) -> ServiceClass:
-    targets = {"ttft": service_class.ttft_s, "tpot": service_class.tpot_s}
-    for setting in settings.split(","):
-        key, _, value = setting.partition("=")
-        if key not in targets:
-            hint = nearest_hint(key, list(targets), "it takes")
-            raise ValueError(f"--service-class {text!r} has no setting {key!r}; {hint}")
-        try:
-            targets[key] = None if value == "none" else float(value)
-        except ValueError:
-            raise ValueError(f"--service-class {text!r}: {key} must be a number, got {value!r}") from None
-    return replace(service_class, ttft_s=targets["ttft"], tpot_s=targets["tpot"])
 
 
 def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
@@ -149,7 +133,7 @@ def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
     return {
         policy: {
             "max_num_seqs": arguments["max_num_seqs"] or MAX_NUM_SEQS,
-            "max_num_batched_tokens": tokens if policy == "chunked-prefill" else None,
+            "max_num_batched_tokens": tokens if policy in ("chunked-prefill", "slo") else None,
         }
         for policy in policy_names(arguments["policies"])
     }

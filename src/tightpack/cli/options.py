@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,5 +48,18 @@ ActivationDtypeOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")
+]
+ServiceClassOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--service-class",
+        metavar="NAME:KEY=VALUE,…",
+        help="Targets and share of interactive, standard or batch, such as "
+        "interactive:ttft=0.5,tpot=0.05,share=0.3; repeatable.",
+    ),
+]
+ServiceClassesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The same as YAML or JSON: interactive: {ttft: 0.5, tpot: 0.05}."),
 ]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]

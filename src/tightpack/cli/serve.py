@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,9 +23,12 @@ from tightpack.cli.options import (
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
+    ServiceClassesOption,
+    ServiceClassOption,
     ThreadsOption,
     ThresholdOption,
 )
+from tightpack.cli.service_classes import read_service_classes
 from tightpack.engine_args import DEFAULT_MODEL, EngineArgs
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ def serve(
     ] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The name clients use.")] = None,
     policy: Annotated[
-        str, typer.Option(help="static, dynamic, continuous or chunked-prefill.")
+        str, typer.Option(help="static, dynamic, continuous, chunked-prefill or slo.")
     ] = _DEFAULTS.policy,
     max_num_seqs: Annotated[int, typer.Option(help="Requests a step at the most.")] = _DEFAULTS.max_num_seqs,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens a step at the most.")] = None,
@@ -74,6 +77,14 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(help="Waiting requests at the most; more get 429.")
     ] = _DEFAULTS.max_queue,
+    service_class: ServiceClassOption = None,
+    service_classes: ServiceClassesOption = None,
+    reject_unattainable: Annotated[
+        bool,
+        typer.Option(
+            "--reject-unattainable", help="With slo: 429 for a request whose first token would be late."
+        ),
+    ] = False,
     num_threads: ThreadsOption = None,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")
@@ -116,6 +127,8 @@ def serve(
         policy=policy,
         max_wait=max_wait,
         max_queue=max_queue,
+        service_classes=read_service_classes(service_class, service_classes),
+        reject_unattainable=reject_unattainable,
         num_threads=num_threads,
     )
 
@@ -155,7 +168,7 @@ def serve(
 def _load(args: EngineArgs) -> AsyncLLM:
     from tightpack.llm import AsyncLLM
 
-    return AsyncLLM(**asdict(args))
+    return AsyncLLM(**{field.name: getattr(args, field.name) for field in fields(args)})
 
 
 def _say_ready(engine: AsyncLLM, url: str, *, with_key: bool) -> None:

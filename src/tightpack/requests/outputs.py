@@ -43,6 +43,8 @@ class Update:
 
     finish_reason is set on the last update of a request, which may hold no token.
     prompt_logprobs comes once, with the first update, when it was asked for.
+    first_scheduled_time: when its first chunk began, on the loop's clock; None before.
+    num_preemptions: how often it has lost its blocks so far.
     """
 
     request_id: str
@@ -54,3 +56,5 @@ class Update:
     stop_reason: int | str | None = None
     error: str | None = None
     num_cached_prompt_tokens: int = 0
+    first_scheduled_time: float | None = None
+    num_preemptions: int = 0

@@ -26,6 +26,7 @@ class SchedulerLimits:
     max_queue: requests that wait for their first step; preempted ones do not count.
     max_wait: seconds that a partial batch waits for company (static and dynamic).
     enable_prefix_caching: share the blocks of equal prefixes.
+    reject_unattainable: refuse a request whose TTFT target cannot be met (slo).
     """
 
     max_num_seqs: int
@@ -36,6 +37,7 @@ class SchedulerLimits:
     max_queue: int = 1024
     max_wait: float = 0.05
     enable_prefix_caching: bool = True
+    reject_unattainable: bool = False
 
     def __post_init__(self) -> None:
         for name in (

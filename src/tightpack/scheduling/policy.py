@@ -12,11 +12,23 @@ class QueueFullError(Exception):
     """The bounded queue of waiting requests is full; try again later."""
 
 
+class UnattainableError(QueueFullError):
+    """The request's TTFT target cannot be met now.
+
+    retry_after_s: seconds until it could be, if nobody else comes.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Policy(Protocol):
     """Decides what each step computes. Pure: time is an argument, capacity came as integers.
 
-    Call order per step: `plan(now)`, the executor, then `commit(plan)` once the tokens are appended, then
-    `remove(request)` for every request that ended. `remove` may come at any time between steps (an abort).
+    Call order per step: `plan(now)`, the executor, `observe(plan, elapsed_s)`, then `commit(plan)` once the
+    tokens are appended, then `remove(request)` for every request that ended. `remove` may come at any time
+    between steps (an abort).
     A plan that was not executed needs no undoing: the next `plan` computes the same tokens again.
     """
 
@@ -41,7 +53,7 @@ class Policy(Protocol):
         """Of those, the tokens that needed no computing."""
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises QueueFullError, or ValueError when it could never run.
+        """Queue a request. Raises QueueFullError (UnattainableError), or ValueError if it could never run.
 
         Reopens an intake that was closed.
         """
@@ -57,6 +69,9 @@ class Policy(Protocol):
 
         Chunks that failed must be left out, or their requests removed before: what they wrote is unknown.
         """
+
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
+        """The plan took `elapsed_s` seconds; comes before its `commit`. For policies that learn."""
 
     def remove(self, request: Request) -> None:
         """The request ended or was dropped: free its blocks and forget it. Unknown requests are ignored."""

@@ -51,6 +51,12 @@ class PolicyBase(ABC):
         return self._blocks.num_hit_tokens
 
     def add(self, request: Request) -> None:
+        self._check(request)
+        self._intake_closed = False
+        self._queues.add(request)
+
+    def _check(self, request: Request) -> None:
+        """Raise unless the request can be taken."""
         limits = self.limits
         longest = request.num_prompt_tokens + request.max_output_tokens
         if longest > limits.max_model_len:
@@ -63,8 +69,6 @@ class PolicyBase(ABC):
             raise ValueError(f"request {request.request_id} was added before")
         if self._queues.num_new >= limits.max_queue:
             raise QueueFullError(f"max_queue={limits.max_queue} requests wait already; try again later")
-        self._intake_closed = False
-        self._queues.add(request)
 
     def commit(self, plan: StepPlan) -> None:
         for chunk in plan.chunks:
@@ -72,6 +76,9 @@ class PolicyBase(ABC):
             if request in self._queues:
                 request.num_computed_tokens = chunk.first_token + chunk.num_tokens
                 self._blocks.commit(request)
+
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:  # noqa: B027 - nothing, unless overridden
+        """Most policies do not ask how long a step took."""
 
     def remove(self, request: Request) -> None:
         self._queues.remove(request)

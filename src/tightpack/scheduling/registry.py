@@ -12,6 +12,7 @@ from tightpack.scheduling.dynamic import DynamicPolicy
 from tightpack.scheduling.limits import SchedulerLimits
 from tightpack.scheduling.policy import Policy
 from tightpack.scheduling.policy_base import PolicyBase
+from tightpack.scheduling.slo import SloPolicy
 from tightpack.scheduling.static import StaticPolicy
 
 
@@ -26,7 +27,7 @@ def by_name(policies: Iterable[type[PolicyBase]]) -> Mapping[str, type[PolicyBas
     return MappingProxyType(named)
 
 
-_POLICIES = by_name((StaticPolicy, DynamicPolicy, ContinuousPolicy, ChunkedPrefillPolicy))
+_POLICIES = by_name((StaticPolicy, DynamicPolicy, ContinuousPolicy, ChunkedPrefillPolicy, SloPolicy))
 POLICY_NAMES: tuple[str, ...] = tuple(_POLICIES)
 
 

@@ -42,7 +42,8 @@ def create_app(
     lifecycle: set its `draining` to refuse new requests.
     """
     lifecycle = lifecycle or Lifecycle()
-    service = Service(engine, model_name, ServerMetrics(engine.stats, model_name), lifecycle, max_body_bytes)
+    metrics = ServerMetrics(engine.stats, model_name, engine.service_classes)
+    service = Service(engine, model_name, metrics, lifecycle, max_body_bytes)
     app = FastAPI(
         title="tightpack",
         version=package_version(),

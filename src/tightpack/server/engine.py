@@ -50,6 +50,10 @@ class ServingEngine(Protocol):
     def tokenizer(self) -> ServingTokenizer: ...
 
     @property
+    def service_classes(self) -> Sequence[ServiceClass]:
+        """interactive, standard and batch, with their targets."""
+
+    @property
     def is_running(self) -> bool:
         """Whether it can answer; False once it has stopped or failed for good."""
 
@@ -59,12 +63,12 @@ class ServingEngine(Protocol):
         sampling_params: SamplingParams,
         *,
         request_id: str | None = None,
-        service_class: ServiceClass = ...,
+        service_class: ServiceClass | None = ...,
     ) -> AsyncGenerator[CompletionDelta, None]:
         """Deltas of all `sampling_params.n` completions, interleaved.
 
-        Before the first delta it may raise ValueError or QueueFullError. Closing it aborts the request, whose
-        blocks are free within a step.
+        Before the first delta it may raise ValueError, QueueFullError or UnattainableError. Closing it aborts
+        the request, whose blocks are free within a step.
         """
 
     def stats(self) -> LoopStats: ...

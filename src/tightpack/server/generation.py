@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -10,7 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from tightpack.requests.sampling_params import SamplingParams
-from tightpack.scheduling.policy import QueueFullError
+from tightpack.scheduling.policy import QueueFullError, UnattainableError
 from tightpack.server.api_error import ApiError, unavailable
 from tightpack.server.fan_in import fan_in
 from tightpack.server.metrics import CompletionTimer
@@ -49,7 +50,7 @@ class Generation:
         self.num_choices = len(prompts) * params.n
         self._service = service
         self._created = int(time.time())
-        self._tier, self._class = service_tier(body)
+        self._tier, self._class = service_tier(body, service.engine.service_classes)
         self._timers = [
             CompletionTimer(service.metrics, self._class, arrival) for _ in range(self.num_choices)
         ]
@@ -107,6 +108,11 @@ class Generation:
                     if delta.finish_reason == "abort":
                         raise ApiError(503, "the server dropped the request", code="request_aborted")
                     yield choice, delta
+        except UnattainableError as error:
+            reason = None
+            self._service.metrics.of_class(self._class).rejected.inc()
+            wait = {"Retry-After": str(math.ceil(error.retry_after_s))}
+            raise ApiError(429, str(error), code="slo_unattainable", headers=wait) from None
         except QueueFullError as error:
             reason = None
             raise ApiError(429, str(error), code="queue_full", headers={"Retry-After": "1"}) from None

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tightpack.latency.miss import MissCause, miss_cause
 from tightpack.latency.request_latency import RequestLatency
-from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD, ServiceClass
+from tightpack.requests.service_class import ServiceClass
 
 if TYPE_CHECKING:
     from tightpack.serving_loop.loop import LoopStats
@@ -64,8 +65,6 @@ _PER_TOKEN = (
 _END_TO_END = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
-_CLASSES = (INTERACTIVE, STANDARD, BATCH)
-
 
 class _EngineCollector(Collector):
     """The engine's own counters, read when scraped."""
@@ -103,7 +102,9 @@ class _EngineCollector(Collector):
 class ServerMetrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, stats: Callable[[], LoopStats], model_name: str) -> None:
+    def __init__(
+        self, stats: Callable[[], LoopStats], model_name: str, service_classes: Iterable[ServiceClass]
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(stats, model_name))
         self._model_name = model_name
@@ -132,7 +133,7 @@ class ServerMetrics:
         for reason in ("stop", "length", "abort", "error"):
             self._finished.labels(model_name, reason)
         families = _ClassFamilies(self._registry)
-        self._classes = {one: _ClassMetrics(one, families, model_name) for one in _CLASSES}
+        self._classes = {one: _ClassMetrics(one, families, model_name) for one in service_classes}
 
     def finished(self, reason: str) -> None:
         self._finished.labels(self._model_name, reason).inc()
@@ -170,6 +171,18 @@ class _ClassFamilies:
         self.attained = Counter(
             "tightpack:slo_attained", "Those that met every target of their class.", labels, registry=registry
         )
+        self.missed = Counter(
+            "tightpack:slo_missed",
+            "Those that missed a target, by cause: queue, prefill, decode or preemption.",
+            (*labels, "cause"),
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "tightpack:slo_rejected",
+            "Requests refused since their first token would have come too late.",
+            labels,
+            registry=registry,
+        )
 
 
 class _ClassMetrics:
@@ -181,6 +194,8 @@ class _ClassMetrics:
         self.tpot = families.tpot.labels(*labels)
         self.requests = families.requests.labels(*labels)
         self.attained = families.attained.labels(*labels)
+        self.missed = {cause: families.missed.labels(*labels, cause.value) for cause in MissCause}
+        self.rejected = families.rejected.labels(*labels)
 
 
 class CompletionTimer:
@@ -194,10 +209,17 @@ class CompletionTimer:
         self._class = service_class
         self._arrival = arrival
         self._times: list[float] = []
+        self._first_scheduled_time: float | None = None
+        self._preemptions = 0
+        self._preemptions_in_prefill = 0
         self._ended = False
 
     def observe(self, delta: CompletionDelta) -> None:
         new_tokens = delta.num_output_tokens - len(self._times)
+        self._preemptions = delta.num_preemptions
+        if not self._times:
+            self._preemptions_in_prefill = delta.num_preemptions
+            self._first_scheduled_time = delta.first_scheduled_time
         if new_tokens > 0:
             now = time.monotonic()
             if self._times:
@@ -225,5 +247,14 @@ class CompletionTimer:
             metrics.tpot.observe(latency.tpot_s)
             of_class.tpot.observe(latency.tpot_s)
         of_class.requests.inc()
-        if latency.meets(self._class):
+        cause = miss_cause(
+            latency,
+            self._class,
+            first_scheduled_time=self._first_scheduled_time,
+            preempted_in_prefill=self._preemptions_in_prefill > 0,
+            preempted_in_decode=self._preemptions > self._preemptions_in_prefill,
+        )
+        if cause is None:
             of_class.attained.inc()
+        else:
+            of_class.missed[cause].inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from tightpack.requests.sampling_params import SamplingParams
@@ -31,13 +32,13 @@ _SAME_NAME = (
     "skip_special_tokens",
 )
 
-_TIERS: Final = {"priority": INTERACTIVE, "default": STANDARD, "flex": BATCH}
+_TIERS: Final = {"priority": INTERACTIVE.name, "default": STANDARD.name, "flex": BATCH.name}
 
 
-def service_tier(body: GenerationRequest) -> tuple[str, ServiceClass]:
-    """The tier that a request is served at, for its answer, and the service class behind it."""
-    tier = body.service_tier if body.service_tier in _TIERS else "default"
-    return str(tier), _TIERS[str(tier)]
+def service_tier(body: GenerationRequest, classes: Iterable[ServiceClass]) -> tuple[str, ServiceClass]:
+    """The tier that a request is served at, for its answer, and the one of `classes` behind it."""
+    tier = str(body.service_tier if body.service_tier in _TIERS else "default")
+    return tier, next(one for one in classes if one.name == _TIERS[tier])
 
 
 def completion_params(body: CompletionRequest, vocab_size: int) -> SamplingParams:

@@ -51,6 +51,7 @@ class ServingLoop:
     def commit(self, plan: StepPlan, result: StepResult) -> None:
         """Take a step's tokens into their requests, and give back the blocks of those that ended."""
         now = self.clock.now()
+        self.policy.observe(plan, result.elapsed_s)
         self._count(plan, result, now - result.elapsed_s)
         finished = []
         for request, error in self._failed(plan, result):
@@ -189,4 +190,6 @@ class ServingLoop:
             stop_reason=request.stop_reason,
             error=request.error,
             num_cached_prompt_tokens=request.num_cached_prompt_tokens,
+            first_scheduled_time=request.timings.first_scheduled_time,
+            num_preemptions=request.num_preemptions,
         )

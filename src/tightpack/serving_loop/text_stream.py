@@ -23,6 +23,8 @@ class CompletionDelta:
     prompt_logprobs: for prompt tokens 1 onwards, once, when asked for.
     num_output_tokens: generated so far, those of a cut stop string included.
     time: seconds on the serving loop's clock when the tokens were published.
+    first_scheduled_time: on that clock, when its first chunk began; None before.
+    num_preemptions: how often it has lost its KV blocks so far.
     """
 
     index: int
@@ -33,6 +35,8 @@ class CompletionDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     num_cached_prompt_tokens: int = 0
+    first_scheduled_time: float | None = None
+    num_preemptions: int = 0
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
@@ -119,6 +123,8 @@ class CompletionStream:
             logprobs=tuple(logprobs for _, _, logprobs in tokens if logprobs is not None),
             prompt_logprobs=update.prompt_logprobs,
             num_cached_prompt_tokens=update.num_cached_prompt_tokens,
+            first_scheduled_time=update.first_scheduled_time,
+            num_preemptions=update.num_preemptions,
             finish_reason=reason,
             stop_reason=stop_reason,
             error=update.error,
