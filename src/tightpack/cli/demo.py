@@ -129,7 +129,7 @@ def _introduce(console: Console, engine: Engine) -> None:
     where = engine.executor.description
     weights = where.get("weights", where["dtype"])
     console.print(
-        f"[bold]{engine.checkpoint.name}[/bold]: {parameters:.0f} million parameters, {weights}"
+        f"[bold]{engine.checkpoint.name}[/bold]: {parameters:.0f}M parameters, {weights}"
         f" on {where['device']}, ready in {seconds:.1f} s\n"
     )
 
