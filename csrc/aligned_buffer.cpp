@@ -40,32 +40,33 @@ std::byte* map_zeroed(std::size_t bytes) {
 
 }  // namespace
 
-#if defined(TIGHTPACK_MAP_MEMORY)
-
-AlignedBuffer::AlignedBuffer(std::size_t bytes) {
-    if (bytes > 0) memory_ = {map_zeroed(bytes), Unmap{bytes}};
-}
-
-void AlignedBuffer::Unmap::operator()(std::byte* memory) const {
-    munmap(memory, bytes);
-}
-
-#else
-
-AlignedBuffer::AlignedBuffer(std::size_t bytes) {
+AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
     if (bytes == 0) return;
+#if defined(TIGHTPACK_MAP_MEMORY)
+    memory_ = {map_zeroed(bytes), [bytes](std::byte* memory) { munmap(memory, bytes); }};
+#else
     constexpr std::size_t alignment = 64;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     void* raw = std::aligned_alloc(alignment, rounded);
     if (raw == nullptr) throw std::bad_alloc();
     std::memset(raw, 0, rounded);
-    memory_ = {static_cast<std::byte*>(raw), Unmap{bytes}};
-}
-
-void AlignedBuffer::Unmap::operator()(std::byte* memory) const {
-    std::free(memory);
-}
-
+    memory_ = {static_cast<std::byte*>(raw), [](std::byte* memory) { std::free(memory); }};
 #endif
+}
+
+AlignedBuffer Arena::take(std::size_t bytes) {
+    // Sixteen huge pages. What is larger gets pieces of its own.
+    constexpr std::size_t piece_bytes = std::size_t{32} << 20;
+    const std::size_t rounded = (bytes + 63) / 64 * 64;
+    if (rounded > piece_bytes / 2) return AlignedBuffer(bytes);
+    const std::lock_guard locked(mutex_);
+    if (piece_.size() - used_ < rounded) {
+        piece_ = AlignedBuffer(piece_bytes);
+        used_ = 0;
+    }
+    std::byte* start = piece_.as() + used_;
+    used_ += rounded;
+    return {std::shared_ptr<std::byte>(piece_.memory_, start), bytes};
+}
 
 }  // namespace tightpack

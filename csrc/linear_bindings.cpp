@@ -66,8 +66,9 @@ DensePart::Type dense_type(const AnyMatrix& values) {
     refuse("values must be float32, float16, or uint16 with the bits of bfloat16");
 }
 
-PackedLinear bound_pack_dense(const std::vector<AnyMatrix>& matrices, int threads) {
+PackedLinear bound_pack_dense(const std::vector<AnyMatrix>& matrices, int threads, Arena* arena) {
     check_threads(threads);
+    Arena own;
     std::vector<DensePart> parts;
     std::int64_t inputs = 0;
     for (const AnyMatrix& values : matrices) {
@@ -75,11 +76,12 @@ PackedLinear bound_pack_dense(const std::vector<AnyMatrix>& matrices, int thread
         parts.push_back({rows_of(values), dense_type(values), values.data()});
     }
     const nb::gil_scoped_release unlocked;
-    return pack_dense(parts, inputs, threads);
+    return pack_dense(parts, inputs, threads, arena != nullptr ? *arena : own);
 }
 
-PackedLinear bound_pack_int(const std::vector<nb::tuple>& given, int bits, std::int64_t group_size, int threads) {
+PackedLinear bound_pack_int(const std::vector<nb::tuple>& given, int bits, std::int64_t group_size, int threads, Arena* arena) {
     check_threads(threads);
+    Arena own;
     if (group_size < 1) refuse("group_size must be at least 1, not " + std::to_string(group_size));
     std::vector<IntPart> parts;
     std::int64_t inputs = 0;
@@ -105,11 +107,12 @@ PackedLinear bound_pack_int(const std::vector<nb::tuple>& given, int bits, std::
         parts.push_back(part);
     }
     const nb::gil_scoped_release unlocked;
-    return pack_int(parts, inputs, bits, group_size, threads);
+    return pack_int(parts, inputs, bits, group_size, threads, arena != nullptr ? *arena : own);
 }
 
-PackedLinear bound_pack_fp8(const std::vector<nb::tuple>& given, int threads) {
+PackedLinear bound_pack_fp8(const std::vector<nb::tuple>& given, int threads, Arena* arena) {
     check_threads(threads);
+    Arena own;
     std::vector<Fp8Part> parts;
     std::int64_t inputs = 0;
     for (const nb::tuple& each : given) {
@@ -126,12 +129,13 @@ PackedLinear bound_pack_fp8(const std::vector<nb::tuple>& given, int threads) {
         parts.push_back({outputs, codes.data(), scales.data(), rows, columns});
     }
     const nb::gil_scoped_release unlocked;
-    return pack_fp8(parts, inputs, threads);
+    return pack_fp8(parts, inputs, threads, arena != nullptr ? *arena : own);
 }
 
 PackedLinear bound_pack_gguf(const std::vector<Matrix<std::uint8_t>>& given, const std::string& precision,
-                             std::int64_t inputs, int threads) {
+                             std::int64_t inputs, int threads, Arena* arena) {
     check_threads(threads);
+    Arena own;
     const std::int64_t block_bytes = precision == "q4_0" ? 18 : precision == "q4_1" ? 20 : 34;
     std::vector<BlockPart> parts;
     for (const Matrix<std::uint8_t>& blocks : given) {
@@ -139,7 +143,7 @@ PackedLinear bound_pack_gguf(const std::vector<Matrix<std::uint8_t>>& given, con
         parts.push_back({rows_of(blocks), blocks.data()});
     }
     const nb::gil_scoped_release unlocked;
-    return pack_blocks(parts, inputs, precision, threads);
+    return pack_blocks(parts, inputs, precision, threads, arena != nullptr ? *arena : own);
 }
 
 RowFormat make_format(const std::string& codes, std::int64_t width, std::int64_t group, bool fp8, float static_scale,
@@ -264,6 +268,8 @@ nb::object bound_rounded(const Matrix<float>& x, const RowFormat& format, const 
 }  // namespace
 
 void bind_linears(nb::module_& m) {
+    nb::class_<Arena>(m, "Arena", "Memory that packed weights share, on huge pages.").def(nb::init<>());
+
     nb::class_<PackedLinear>(m, "PackedLinear",
                              "A weight matrix [outputs, inputs] in the layout that the kernels stream.")
         .def_ro("outputs", &PackedLinear::outputs)
@@ -299,10 +305,10 @@ void bind_linears(nb::module_& m) {
              "x"_a, nb::kw_only(), "instruction_set"_a = "auto")
         .def("__eq__", [](const RowFormat& a, const RowFormat& b) { return a == b; });
 
-    m.def("pack_dense", &bound_pack_dense, "parts"_a, "threads"_a = 1);
-    m.def("pack_int", &bound_pack_int, "parts"_a, nb::kw_only(), "bits"_a, "group_size"_a, "threads"_a = 1);
-    m.def("pack_fp8", &bound_pack_fp8, "parts"_a, "threads"_a = 1);
-    m.def("pack_gguf", &bound_pack_gguf, "parts"_a, nb::kw_only(), "precision"_a, "inputs"_a, "threads"_a = 1);
+    m.def("pack_dense", &bound_pack_dense, "parts"_a, "threads"_a = 1, "arena"_a = nb::none());
+    m.def("pack_int", &bound_pack_int, "parts"_a, nb::kw_only(), "bits"_a, "group_size"_a, "threads"_a = 1, "arena"_a = nb::none());
+    m.def("pack_fp8", &bound_pack_fp8, "parts"_a, "threads"_a = 1, "arena"_a = nb::none());
+    m.def("pack_gguf", &bound_pack_gguf, "parts"_a, nb::kw_only(), "precision"_a, "inputs"_a, "threads"_a = 1, "arena"_a = nb::none());
     m.def("linear", &bound_linear, "weights"_a, "x"_a, "format"_a, "threads"_a = 1, nb::kw_only(),
           "instruction_set"_a = "auto");
 }

@@ -59,8 +59,8 @@ std::size_t bytes(std::int64_t count) {
     return static_cast<std::size_t>(count);
 }
 
-void allocate_codes(PackedLinear& w) {
-    w.data = AlignedBuffer(bytes(w.panels() * w.panel_bytes()));
+void allocate_codes(PackedLinear& w, Arena& arena) {
+    w.data = arena.take(bytes(w.panels() * w.panel_bytes()));
 }
 
 // Eight codes of a lane at k, as the layout has them. eight: one code a byte.
@@ -97,12 +97,12 @@ float scale_unit(float largest) {
 
 }  // namespace
 
-PackedLinear pack_dense(const std::vector<DensePart>& parts, std::int64_t inputs, int threads) {
+PackedLinear pack_dense(const std::vector<DensePart>& parts, std::int64_t inputs, int threads, Arena& arena) {
     PackedLinear w;
     w.codes = PackedLinear::Codes::bf16;
     w.outputs = total_outputs(parts);
     w.inputs = inputs;
-    allocate_codes(w);
+    allocate_codes(w, arena);
     for_each_panel(w, parts, threads, [&](std::int64_t panel, const auto& places) {
         auto* out = reinterpret_cast<std::uint16_t*>(codes_of(w, panel));
         for (std::size_t lane = 0; lane < places.size(); ++lane) {
@@ -130,7 +130,7 @@ PackedLinear pack_dense(const std::vector<DensePart>& parts, std::int64_t inputs
 }
 
 PackedLinear pack_int(const std::vector<IntPart>& parts, std::int64_t inputs, int bits, std::int64_t group,
-                      int threads) {
+                      int threads, Arena& arena) {
     if (bits != 4 && bits != 8) throw std::invalid_argument("bits must be 4 or 8, not " + std::to_string(bits));
     if (group < 1) throw std::invalid_argument("group must be at least 1, not " + std::to_string(group));
     PackedLinear w;
@@ -171,10 +171,10 @@ PackedLinear pack_int(const std::vector<IntPart>& parts, std::int64_t inputs, in
                                     std::to_string(inputs) + " inputs in steps of " +
                                     std::to_string(w.depth()));
     }
-    allocate_codes(w);
+    allocate_codes(w, arena);
     const std::int64_t groups = by_output ? 0 : inputs / group;
     if (by_output) {
-        w.channel_scales = AlignedBuffer(bytes(w.panels() * lanes * 4));
+        w.channel_scales = arena.take(bytes(w.panels() * lanes * 4));
     } else {
         float largest = 0;
         for (const IntPart& part : parts) {
@@ -184,9 +184,9 @@ PackedLinear pack_int(const std::vector<IntPart>& parts, std::int64_t inputs, in
             }
         }
         w.scale_unit = scale_unit(largest);
-        w.group_scales = AlignedBuffer(bytes(w.panels() * groups * lanes * 2));
-        if (model.zeros != nullptr) w.zeros = AlignedBuffer(bytes(w.panels() * groups * lanes));
-        if (model.minimums != nullptr) w.minimums = AlignedBuffer(bytes(w.panels() * groups * lanes * 2));
+        w.group_scales = arena.take(bytes(w.panels() * groups * lanes * 2));
+        if (model.zeros != nullptr) w.zeros = arena.take(bytes(w.panels() * groups * lanes));
+        if (model.minimums != nullptr) w.minimums = arena.take(bytes(w.panels() * groups * lanes * 2));
     }
     for_each_panel(w, parts, threads, [&](std::int64_t panel, const auto& places) {
         std::uint8_t* out = codes_of(w, panel);
@@ -224,7 +224,7 @@ PackedLinear pack_int(const std::vector<IntPart>& parts, std::int64_t inputs, in
     return w;
 }
 
-PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, int threads) {
+PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, int threads, Arena& arena) {
     PackedLinear w;
     w.codes = PackedLinear::Codes::fp8;
     w.outputs = total_outputs(parts);
@@ -242,10 +242,10 @@ PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, in
                                     std::to_string(inputs) + " inputs");
     }
     w.group = by_output ? w.padded_inputs() : columns;
-    allocate_codes(w);
+    allocate_codes(w, arena);
     const std::int64_t groups = by_output ? 1 : inputs / columns;
     if (by_output) {
-        w.channel_scales = AlignedBuffer(bytes(w.panels() * lanes * 4));
+        w.channel_scales = arena.take(bytes(w.panels() * lanes * 4));
     } else {
         float largest = 0;
         for (const Fp8Part& part : parts) {
@@ -253,7 +253,7 @@ PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, in
             for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(part.scales[i]));
         }
         w.scale_unit = scale_unit(largest);
-        w.group_scales = AlignedBuffer(bytes(w.panels() * groups * lanes * 2));
+        w.group_scales = arena.take(bytes(w.panels() * groups * lanes * 2));
     }
     for_each_panel(w, parts, threads, [&](std::int64_t panel, const auto& places) {
         std::uint8_t* out = codes_of(w, panel);
@@ -278,7 +278,7 @@ PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, in
 }
 
 PackedLinear pack_blocks(const std::vector<BlockPart>& parts, std::int64_t inputs, const std::string& precision,
-                         int threads) {
+                         int threads, Arena& arena) {
     constexpr std::int64_t block = 32;
     const bool is_q4_1 = precision == "q4_1", is_q8_0 = precision == "q8_0";
     if (!is_q4_1 && !is_q8_0 && precision != "q4_0") {
@@ -293,10 +293,10 @@ PackedLinear pack_blocks(const std::vector<BlockPart>& parts, std::int64_t input
     w.outputs = total_outputs(parts);
     w.inputs = inputs;
     w.group = block;
-    allocate_codes(w);
+    allocate_codes(w, arena);
     const std::int64_t groups = inputs / block;
-    w.group_scales = AlignedBuffer(bytes(w.panels() * groups * lanes * 2));
-    if (is_q4_1) w.minimums = AlignedBuffer(bytes(w.panels() * groups * lanes * 2));
+    w.group_scales = arena.take(bytes(w.panels() * groups * lanes * 2));
+    if (is_q4_1) w.minimums = arena.take(bytes(w.panels() * groups * lanes * 2));
     const std::int64_t header = is_q4_1 ? 4 : 2, block_bytes = header + (is_q8_0 ? 32 : 16);
     for_each_panel(w, parts, threads, [&](std::int64_t panel, const auto& places) {
         std::uint8_t* out = codes_of(w, panel);

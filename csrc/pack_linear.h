@@ -10,7 +10,7 @@
 
 namespace tightpack {
 
-// Parts are matrices [outputs, inputs] over the same inputs, row by row, which become one below the other. All
+// Memory comes from an arena. Parts are matrices [outputs, inputs] over the same inputs, row by row, which become one below the other. All
 // of the functions throw std::invalid_argument where numbers do not fit each other.
 
 struct DensePart {
@@ -19,7 +19,8 @@ struct DensePart {
     Type type = Type::float32;
     const void* values = nullptr;
 };
-PackedLinear pack_dense(const std::vector<DensePart>& parts, std::int64_t inputs, int threads);
+PackedLinear pack_dense(const std::vector<DensePart>& parts, std::int64_t inputs, int threads,
+                        Arena& arena);
 
 // W = scale * (code - zero), or scale * code + minimum.
 struct IntPart {
@@ -32,7 +33,8 @@ struct IntPart {
 // bits: 4 or 8. group: inputs that share a scale, `inputs` for one an output. Scales by group are kept in fp16
 // after division by a power of two; a scale an output is kept in float32.
 PackedLinear pack_int(const std::vector<IntPart>& parts, std::int64_t inputs, int bits, std::int64_t group,
-                      int threads);
+                      int threads,
+                        Arena& arena);
 
 struct Fp8Part {
     std::int64_t outputs = 0;
@@ -41,7 +43,8 @@ struct Fp8Part {
     std::int64_t rows = 1;                // of the block that shares a scale
     std::int64_t columns = 0;
 };
-PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, int threads);
+PackedLinear pack_fp8(const std::vector<Fp8Part>& parts, std::int64_t inputs, int threads,
+                        Arena& arena);
 
 // Rows of GGUF blocks: "q4_0", "q4_1" or "q8_0", all parts alike.
 struct BlockPart {
@@ -49,7 +52,8 @@ struct BlockPart {
     const std::uint8_t* blocks = nullptr;
 };
 PackedLinear pack_blocks(const std::vector<BlockPart>& parts, std::int64_t inputs, const std::string& precision,
-                         int threads);
+                         int threads,
+                        Arena& arena);
 
 // Why rows of a format cannot meet these weights, or an empty string.
 std::string reason_against(const PackedLinear& weights, const RowFormat& rows);

@@ -97,14 +97,25 @@ void bind_team(nb::module_& m) {
     nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that stay, shared by programs and the sampler.")
         .def(
             "__init__",
-            [](ThreadTeam* self, int threads) {
+            [](ThreadTeam* self, int threads, const std::vector<std::vector<int>>& cores) {
                 if (threads < 1 || threads > max_threads) {
                     throw std::invalid_argument("threads must be 1 .. " + std::to_string(max_threads) +
                                                 ", not " + std::to_string(threads));
                 }
-                new (self) ThreadTeam(threads);
+                if (!cores.empty() && cores.size() != static_cast<std::size_t>(threads)) {
+                    throw std::invalid_argument("cores must name the CPUs of each of " + std::to_string(threads) +
+                                                " threads, not of " + std::to_string(cores.size()));
+                }
+                for (const std::vector<int>& cpus : cores) {
+                    for (const int cpu : cpus) {
+                        if (cpu >= 0 && cpu < max_cpus) continue;
+                        throw std::invalid_argument("a CPU's number must be 0 .. " + std::to_string(max_cpus - 1) +
+                                                    ", not " + std::to_string(cpu));
+                    }
+                }
+                new (self) ThreadTeam(threads, cores);
             },
-            "threads"_a)
+            "threads"_a, nb::kw_only(), "cores"_a = std::vector<std::vector<int>>{})
         .def_prop_ro("threads", &ThreadTeam::count);
 }
 

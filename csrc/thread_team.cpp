@@ -1,5 +1,12 @@
 #include "thread_team.h"
 
+#include <optional>
+#include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 namespace tightpack {
 namespace {
 
@@ -15,9 +22,34 @@ void pause() {
 #endif
 }
 
+// Binds the calling thread to CPUs, until the end of its life or of this object's. Where the system refuses, the
+// thread stays where it was: slower, not wrong.
+class Bound {
+  public:
+#if defined(__linux__)
+    explicit Bound(const std::vector<int>& cpus) {
+        if (sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+        cpu_set_t wanted;
+        CPU_ZERO(&wanted);
+        for (const int cpu : cpus) CPU_SET(static_cast<std::size_t>(cpu), &wanted);
+        bound_ = sched_setaffinity(0, sizeof wanted, &wanted) == 0;
+    }
+    ~Bound() {
+        if (bound_) sched_setaffinity(0, sizeof before_, &before_);
+    }
+
+  private:
+    cpu_set_t before_;
+    bool bound_ = false;
+#else
+    explicit Bound(const std::vector<int>&) {}
+#endif
+};
+
 }  // namespace
 
-ThreadTeam::ThreadTeam(int threads) : count_(threads) {
+ThreadTeam::ThreadTeam(int threads, std::vector<std::vector<int>> cores)
+    : count_(threads), cores_(std::move(cores)) {
     threads_.reserve(static_cast<std::size_t>(threads - 1));
     try {
         for (int index = 1; index < threads; ++index) threads_.emplace_back(&ThreadTeam::serve, this, index);
@@ -36,6 +68,8 @@ ThreadTeam::~ThreadTeam() {
 }
 
 void ThreadTeam::run(const std::function<void(Member&)>& body) {
+    std::optional<Bound> bound;
+    if (!cores_.empty()) bound.emplace(cores_.front());
     body_ = &body;
     advance(round_);
     Member self(*this, 0);
@@ -44,6 +78,8 @@ void ThreadTeam::run(const std::function<void(Member&)>& body) {
 }
 
 void ThreadTeam::serve(int index) {
+    std::optional<Bound> bound;
+    if (!cores_.empty()) bound.emplace(cores_[static_cast<std::size_t>(index)]);
     std::uint32_t seen = 0;
     Member self(*this, index);
     for (;;) {

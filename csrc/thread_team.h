@@ -9,6 +9,9 @@
 
 namespace tightpack {
 
+// CPUs have lower numbers.
+inline constexpr int max_cpus = 1024;
+
 // Threads that stay: a step of a model is some three hundred short parallel stretches, and starting threads
 // for each (or waking them) would cost more than the work. Between stretches they spin for a short while,
 // since the next is microseconds away, then sleep in the kernel, since whoever else wants the core must have it.
@@ -30,8 +33,12 @@ public:
         int index_;
     };
 
-    // threads: 1 or more, the caller of run among them. Throws std::system_error where the system refuses one.
-    explicit ThreadTeam(int threads);
+    // threads: 1 or more, the caller of run among them. cores: for each thread the CPUs that it may run on, the
+    // caller of run for the time of the call; or empty, to leave it to the system. Give them when the team takes
+    // every core there is: the system, seeing one more thread wake up, puts two of the team on one core, and
+    // there the one spins for the other (which made steps seven times as long). Throws std::system_error where
+    // the system refuses a thread.
+    explicit ThreadTeam(int threads, std::vector<std::vector<int>> cores = {});
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam&) = delete;
     ThreadTeam& operator=(const ThreadTeam&) = delete;
@@ -48,6 +55,7 @@ private:
     void advance(std::atomic<std::uint32_t>& word);
 
     const int count_;
+    const std::vector<std::vector<int>> cores_;
     const std::function<void(Member&)>* body_ = nullptr;
     bool stopping_ = false;
     // Each on a cache line of its own: a thread that spins on one must not slow a write to another.

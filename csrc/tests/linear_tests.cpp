@@ -17,6 +17,7 @@ namespace {
 using namespace tightpack;
 
 int failures = 0;
+Arena arena;
 
 void check(bool holds, const std::string& what) {
     if (holds) return;
@@ -82,7 +83,7 @@ void test_integers(int bits, std::int64_t outputs, std::int64_t inputs, std::int
     const auto zeros = random_bytes(count, bits == 4 ? 16 : 256);
     const IntPart part{outputs, codes.data(), scales.data(), offsets == 1 ? zeros.data() : nullptr,
                        offsets == 2 ? minimums.data() : nullptr};
-    const PackedLinear w = pack_int({part}, inputs, bits, group, 2);
+    const PackedLinear w = pack_int({part}, inputs, bits, group, 2, arena);
     RowFormat format;
     format.codes = RowFormat::Codes::int8;
     format.width = inputs;
@@ -102,12 +103,12 @@ void test_floats() {
     const auto dense = random_floats(21 * 50, 1);
     RowFormat format;
     format.width = 50;
-    compare(pack_dense({{21, DensePart::Type::float32, dense.data()}}, 50, 1), format, "dense");
+    compare(pack_dense({{21, DensePart::Type::float32, dense.data()}}, 50, 1, arena), format, "dense");
     const auto codes = random_bytes(21 * 50, 120);
     const std::vector<float> scales(21, 0.01f);
     format.group = 50;
     format.fp8 = true;
-    compare(pack_fp8({{21, codes.data(), scales.data(), 1, 50}}, 50, 1), format, "fp8");
+    compare(pack_fp8({{21, codes.data(), scales.data(), 1, 50}}, 50, 1, arena), format, "fp8");
 }
 
 void test_blocks() {
@@ -118,7 +119,7 @@ void test_blocks() {
             blocks[i + 1] = 0x28;  // 2^-5 in fp16
             if (bytes == 20) blocks[i + 3] = 0xb0;
         }
-        const PackedLinear w = pack_blocks({{19, blocks.data()}}, 64, precision, 1);
+        const PackedLinear w = pack_blocks({{19, blocks.data()}}, 64, precision, 1, arena);
         RowFormat format;
         format.codes = RowFormat::Codes::int8;
         format.width = 64;

@@ -44,6 +44,12 @@ def dequantize_blocks_bf16(
     ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.
     """
 
+class Arena:
+    """Memory that packed weights share, on huge pages; freed with the last of them. The functions that pack
+    take one; without it a weight has memory of its own."""
+
+    def __init__(self) -> None: ...
+
 class PackedLinear:
     """A weight matrix [outputs, inputs] in the layout that the kernels stream (csrc/packed_linear.h)."""
 
@@ -104,7 +110,7 @@ class RowFormat:
 
     def __eq__(self, other: object) -> bool: ...
 
-def pack_dense(parts: Sequence[NDArray[Any]], threads: int = 1) -> PackedLinear:
+def pack_dense(parts: Sequence[NDArray[Any]], threads: int = 1, arena: Arena | None = None) -> PackedLinear:
     """Matrices [outputs, inputs], one below the other, rounded to bfloat16.
 
     parts: float32, float16, or uint16 holding the bits of bfloat16.
@@ -119,6 +125,7 @@ def pack_int(
     bits: int,
     group_size: int,
     threads: int = 1,
+    arena: Arena | None = None,
 ) -> PackedLinear:
     """Integer matrices, one below the other; `schemes.quantized.IntWeight` says what they mean.
 
@@ -128,7 +135,9 @@ def pack_int(
     """
 
 def pack_fp8(
-    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32], tuple[int, int]]], threads: int = 1
+    parts: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32], tuple[int, int]]],
+    threads: int = 1,
+    arena: Arena | None = None,
 ) -> PackedLinear:
     """E4M3 matrices, one below the other; `schemes.quantized.Fp8Weight` says what they mean.
 
@@ -137,7 +146,12 @@ def pack_fp8(
     """
 
 def pack_gguf(
-    parts: Sequence[NDArray[np.uint8]], *, precision: str, inputs: int, threads: int = 1
+    parts: Sequence[NDArray[np.uint8]],
+    *,
+    precision: str,
+    inputs: int,
+    threads: int = 1,
+    arena: Arena | None = None,
 ) -> PackedLinear:
     """Rows of GGUF blocks [outputs, bytes], one below the other, straight from the mapped file.
 
@@ -164,8 +178,9 @@ class ThreadTeam:
     One piece of work at a time: what runs on a team must not be called from two threads at once.
     """
 
-    def __init__(self, threads: int) -> None:
-        """threads: 1 .. 1024, the caller's included; ValueError outside."""
+    def __init__(self, threads: int, *, cores: Sequence[Sequence[int]] = ()) -> None:
+        """threads: 1 .. 1024, the caller's included. cores: the CPUs that each thread keeps to, the caller for
+        the time of a run; none to leave it to the system. ValueError for other numbers."""
 
     @property
     def threads(self) -> int: ...

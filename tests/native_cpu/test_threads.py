@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tightpack.native_cpu.threads import default_threads
+from tightpack import _native
+from tightpack.native_cpu.threads import cores_for, default_threads
 
 
 def tree(root: Path, files: Mapping[str, str]) -> Path:
@@ -77,3 +78,26 @@ def test_quota_of_cgroup_v1(tmp_path: Path, quota: str, threads: int) -> None:
 
 def test_this_machine() -> None:
     assert default_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "cores"),
+    [
+        (4, range(8), [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        (2, [1, 2, 6], [[1], [2, 6]]),
+        (3, range(8), []),  # a core is left for others
+        (5, range(8), []),
+        (1, [3], []),
+    ],
+)
+def test_threads_keep_to_their_cores_where_they_take_all(
+    tmp_path: Path, threads: int, cpus: range | list[int], cores: list[list[int]]
+) -> None:
+    assert cores_for(threads, cpus, tree(tmp_path, topology(CORES))) == cores
+
+
+def test_a_team_refuses_cores_that_are_not_one_a_thread() -> None:
+    with pytest.raises(ValueError, match="of each of 2 threads, not of 1"):
+        _native.ThreadTeam(2, cores=[[0]])
+    with pytest.raises(ValueError, match="a CPU's number must be 0"):
+        _native.ThreadTeam(1, cores=[[-1]])

@@ -17,7 +17,7 @@ from tightpack.native_cpu.block_tables import BlockTables
 from tightpack.native_cpu.pack import ModelWeights, load_weights
 from tightpack.native_cpu.program import build_program
 from tightpack.native_cpu.sampling import Sampler
-from tightpack.native_cpu.threads import default_threads
+from tightpack.native_cpu.threads import cores_for, default_threads
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.schemes.quantized import KVCacheFormat
@@ -55,7 +55,7 @@ class NativeExecutor:
         spec = checkpoint.spec
         kv_memory.check_scales(spec, kv_cache)
         threads = default_threads() if num_threads is None else num_threads
-        team = _native.ThreadTeam(threads)
+        team = _native.ThreadTeam(threads, cores=cores_for(threads))
         weights = load_weights(checkpoint, activation_dtype, threads)
         checkpoint.release_pages()
         program = build_program(

@@ -149,6 +149,7 @@ class _Packer:
         self._checkpoint = checkpoint
         self._activation_dtype: str = activation_dtype
         self._dequantized: list[str] = []
+        self._arena = _native.Arena()
 
     def layer(self, index: int) -> LayerWeights:
         spec = self._checkpoint.spec
@@ -181,7 +182,7 @@ class _Packer:
         runs, first = [], 0
         for _, group in groupby(map(self._part, names), key=lambda part: part.group):
             parts = list(group)
-            weight = _pack(parts)
+            weight = _pack(parts, self._arena)
             biases = [self._checkpoint.read(f"{p.name}.bias").astype(np.float32) for p in parts if bias]
             runs.append(PackedRun(weight, parts[0].rounding, first, np.concatenate(biases) if bias else None))
             first += weight.outputs
@@ -218,12 +219,12 @@ class _Packer:
         return _Part(name, rounding, layout_key(linear), linear, None)
 
 
-def _pack(parts: Sequence[_Part]) -> _native.PackedLinear:
+def _pack(parts: Sequence[_Part], arena: _native.Arena) -> _native.PackedLinear:
     """Parts of one layout, one below the other. On one thread: parts are packed side by side."""
     blocks = [part.blocks for part in parts if part.blocks is not None]
     if blocks:
         precision = str(parts[0].layout[1])
-        return _native.pack_gguf(blocks, precision=precision, inputs=parts[0].rounding.width)
+        return _native.pack_gguf(blocks, precision=precision, inputs=parts[0].rounding.width, arena=arena)
     weights = [part.linear.weight for part in parts if part.linear is not None]
     integers = [weight for weight in weights if isinstance(weight, IntWeight)]
     if integers:
@@ -232,11 +233,15 @@ def _pack(parts: Sequence[_Part]) -> _native.PackedLinear:
             [(_whole(w.codes), _whole(w.scales), _whole(w.zeros), _whole(w.minimums)) for w in integers],
             bits=first.bits,
             group_size=min(first.group_size, first.shape[1]),
+            arena=arena,
         )
     eights = [weight for weight in weights if isinstance(weight, Fp8Weight)]
     if eights:
-        return _native.pack_fp8([(_whole(w.codes).view(np.uint8), _whole(w.scales), w.block) for w in eights])
-    return _native.pack_dense([_plain(w.values) for w in weights if isinstance(w, DenseWeight)])
+        return _native.pack_fp8(
+            [(_whole(w.codes).view(np.uint8), _whole(w.scales), w.block) for w in eights], arena=arena
+        )
+    dense = [_plain(w.values) for w in weights if isinstance(w, DenseWeight)]
+    return _native.pack_dense(dense, arena=arena)
 
 
 @overload

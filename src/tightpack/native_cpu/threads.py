@@ -1,4 +1,4 @@
-"""How many threads to compute with: one for each physical core that this process may use."""
+"""How many threads to compute with, and where: one for each physical core that this process may use."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-__all__ = ["default_threads"]
 
 
 def default_threads(cpus: Iterable[int] | None = None, root: Path = Path("/")) -> int:
@@ -19,9 +17,24 @@ def default_threads(cpus: Iterable[int] | None = None, root: Path = Path("/")) -
 
     cpus: numbers of the CPUs allowed; None asks the system. root: where /proc and /sys are.
     """
-    allowed = sorted(_affinity() if cpus is None else cpus)
-    cores = {_siblings(cpu, root) for cpu in allowed}
-    return max(1, math.floor(min(len(cores), _quota(root))))
+    return max(1, math.floor(min(len(_cores(cpus, root)), _quota(root))))
+
+
+def cores_for(threads: int, cpus: Iterable[int] | None = None, root: Path = Path("/")) -> list[list[int]]:
+    """The CPUs that each thread should keep to, where `threads` take every core of the mask; else none.
+
+    A team that takes less leaves the choice to the system: another process may have bound itself as well.
+    """
+    cores = _cores(cpus, root)
+    return cores if len(cores) == threads > 1 else []
+
+
+def _cores(cpus: Iterable[int] | None, root: Path) -> list[list[int]]:
+    """The allowed CPUs, those of a physical core together."""
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(_affinity() if cpus is None else cpus):
+        cores.setdefault(_siblings(cpu, root), []).append(cpu)
+    return list(cores.values())
 
 
 def _affinity() -> Iterable[int]:
