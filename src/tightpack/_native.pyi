@@ -179,8 +179,8 @@ class ThreadTeam:
     """
 
     def __init__(self, threads: int, *, cores: Sequence[Sequence[int]] = ()) -> None:
-        """threads: 1 .. 1024, the caller's included. cores: the CPUs that each thread keeps to, the caller for
-        the time of a run; none to leave it to the system. ValueError for other numbers."""
+        """threads: 1 .. 1024, the caller's included. cores: the CPUs that each thread keeps to, the caller
+        for the time of a run; none to leave it to the system. ValueError for other numbers."""
 
     @property
     def threads(self) -> int: ...
