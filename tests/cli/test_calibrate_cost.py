@@ -26,13 +26,13 @@ def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
         [
             *("calibrate-cost", str(tiny_model("llama")), "-o", str(output), "--device", "cpu"),
             *("--max-model-len", "64", "--max-num-seqs", "2", "--rounds", "1", "--no-check", "--quiet"),
-            *("--num-threads", "1"),
+            *("--num-threads", "1", "--executor", "native"),
         ],
     )
     assert done.exit_code == 0, done.output
     assert "steps that were not fitted: off by" in done.output
     fitted = FittedCostModel.read(output)
-    assert fitted.description["cost_model"] == "fitted on torch"
+    assert fitted.description["cost_model"] == "fitted on native"
     assert fitted.manifest["arguments"]["max_num_seqs"] == 2
     assert fitted.manifest["limits"] == {
         "max_num_seqs": 2,
