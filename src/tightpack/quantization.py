@@ -196,12 +196,15 @@ def _run_layers(
 ) -> None:
     count, first = walk.spec.num_layers, progress.layers_done
     with torch.inference_mode():
-        x = None if sequences is None else walk.embed(sequences)
-        if first and x is not None and first < count:
-            progress.restore_activations(x)
+        activations = [] if sequences is None else [walk.embed(sequences)]
+        if sequences is not None and recipe.corrected_samples:
+            activations.append(walk.embed(sequences[: recipe.corrected_samples]))
+        if first and activations and first < count:
+            progress.restore_activations(activations)
+        x, original = (*activations, None, None)[:2]
         for index in range(first, count):
-            result = LayerRun(walk, recipe, index, x).quantize()
-            progress.save(index, result, x)
+            result = LayerRun(walk, recipe, index, x, original).quantize()
+            progress.save(index, result, activations)
             observer.layer(index, count, result)
 
 

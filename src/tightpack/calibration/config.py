@@ -45,6 +45,8 @@ class QuantizationConfig:
     clip: of rtn: "minmax" covers every weight, "mse" takes the range of least squared error.
     smoothing: SmoothQuant's alpha, 0 to 1.
     damping: GPTQ's, relative to the mean of the Hessian's diagonal.
+    error_correction: of awq, gptq and awq-gptq: how much of what quantizing the layers before did to a
+        linear's inputs its weights are moved to undo, 0 (nothing, and a third less time) to 1.
     outlier_threshold: LLM.int8's.
     fp8_fallback: of fp8: keep a site in bf16 whose relative output error is above this.
     kv_cache_dtype: "fp8" or "int8" calibrates a scale a layer for keys and one for values; "auto" leaves the
@@ -67,6 +69,7 @@ class QuantizationConfig:
     clip: Literal["minmax", "mse"] = "minmax"
     smoothing: float = 0.5
     damping: float = 0.05
+    error_correction: float = 0.5
     outlier_threshold: float = 6.0
     fp8_fallback: float | None = None
     kv_cache_dtype: Literal["auto", "fp8", "int8"] = "auto"
@@ -95,6 +98,8 @@ class QuantizationConfig:
             raise ValueError(f"group_size must be at least 1, or -1 for a channel, got {self.group_size}")
         if not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        if not 0 <= self.error_correction <= 1:
+            raise ValueError(f"error_correction must be between 0 and 1, got {self.error_correction}")
         for name in ("max_kl", "fp8_fallback", "target_bits", "damping", "outlier_threshold"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -161,6 +166,15 @@ class QuantizationRecipe:
             or config.kv_cache_dtype != "auto"
             or config.target_bits is not None
         )
+
+    @property
+    def corrected_samples(self) -> int:
+        """Calibration sequences that the original's activations are walked beside for: every second's worth
+        of them, as the correction is damped and the walk costs as much as quantizing's own."""
+        config = self.config
+        if config.method not in ("awq", "gptq", "awq-gptq") or config.error_correction == 0:
+            return 0
+        return (config.samples + 1) // 2
 
     @property
     def label(self) -> str:

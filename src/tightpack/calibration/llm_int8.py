@@ -5,37 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightpack.calibration.checks import check_statistic, check_weight
+from tightpack.calibration.checks import check_weight
 from tightpack.calibration.integer_grid import IntegerGrid, int_weight, stored_scales
-from tightpack.schemes.quantized import ActivationFormat, IntWeight
+from tightpack.calibration.scale_search import nearest_scales
+from tightpack.schemes.quantized import IntWeight
+
+LARGEST = 127.0
+_FACTORS = tuple(1.0 - 0.0025 * step for step in range(41))
 
 
 def int8_channels(
-    weight: Tensor, *, group_size: int | None = None, scale_dtype: torch.dtype = torch.float16
+    weight: Tensor,
+    *,
+    group_size: int | None = None,
+    search: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
 ) -> IntWeight:
     """Symmetric int8, -127 .. 127, with one scale a row ("vector-wise"), or one a group of a row.
 
     weight: [outputs, inputs]. group_size: inputs that share a scale; None for all of them.
+    search: of scales down to nine tenths of the one that reaches the largest weight, take the one of least
+        squared error, in 41 times the time: few codes are lost, and the error of a few hundred roundings
+        differs by several percent from scale to scale. On SmolLM2: a divergence lower by 5 %.
     """
     check_weight(weight, group_size)
     size = weight.shape[1] if group_size is None else group_size
     grouped = weight.to(torch.float32).reshape(weight.shape[0], -1, size)
-    grid = IntegerGrid(stored_scales(grouped.abs().amax(dim=2) / 127, scale_dtype), None, 8)
-    codes = grid.unsqueeze().codes(grouped).clamp_(-127, 127)
+    scales = stored_scales(grouped.abs().amax(dim=2) / LARGEST, scale_dtype)
+    if search:
+
+        def rounded(groups: Tensor, tried: Tensor) -> Tensor:
+            stored = stored_scales(tried, scale_dtype)
+            return (groups / stored).round_().clamp_(-LARGEST, LARGEST).mul_(stored)
+
+        found = nearest_scales(grouped.reshape(-1, size), scales.reshape(-1, 1), _FACTORS, rounded)
+        scales = stored_scales(found, scale_dtype).reshape(scales.shape)
+    grid = IntegerGrid(scales, None, 8)
+    codes = grid.unsqueeze().codes(grouped).clamp_(-LARGEST, LARGEST)
     return int_weight(codes.reshape(weight.shape), grid, size)
-
-
-def outlier_columns(absmax: Tensor, threshold: float = 6.0) -> Tensor:
-    """The inputs, int64 ascending, whose largest |x| over calibration tokens reaches `threshold`.
-
-    absmax: [inputs]. At run time outliers are found in each row; this foretells where, and how many.
-    """
-    check_statistic(absmax, absmax.shape[0], "absmax")
-    if threshold <= 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}")
-    return (absmax >= threshold).nonzero().reshape(-1)
-
-
-def llm_int8_activation(threshold: float = 6.0) -> ActivationFormat:
-    """int8 a token, entries of a row at or above `threshold` in 16 bits."""
-    return ActivationFormat(precision="int8", per="token", outlier_threshold=threshold)

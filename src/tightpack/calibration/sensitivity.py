@@ -20,9 +20,9 @@ from tightpack.calibration.applied_linear import applied_linear
 from tightpack.calibration.clip import quantize_with_hessian_clip
 from tightpack.calibration.config import QuantizationRecipe
 from tightpack.calibration.hessian import output_errors
+from tightpack.calibration.layer_linears import linear_of, original_linears, stored_bias
 from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk
 from tightpack.calibration.mixed_precision import Option, assign_precisions
-from tightpack.calibration.run import linear_of
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
 from tightpack.calibration.statistics import InputStatistics
 from tightpack.schemes.quantized import DenseWeight, IntWeight, QuantizedLinear
@@ -104,7 +104,7 @@ def measure(
     with torch.inference_mode():
         for index in range(walk.spec.num_layers):
             layer = short.layer(index)
-            linears = _dense_linears(short, index)
+            linears = original_linears(short, index)
             inputs = _SiteInputs(linears)
             after = torch.cat([layer.forward(part, inputs.watched).cpu() for _, (part,) in short.batches(x)])
             for unit, state in variants.items():
@@ -173,7 +173,7 @@ def _candidates(
             error += float(output_errors(values - weight, hessian).sum())
             if scheme == base:
                 short = name.removeprefix(f"model.layers.{index}.")
-                rounded[short] = linear_of(walk, name, QuantizedLinear(quantized), _bias(walk, name))
+                rounded[short] = linear_of(walk, name, QuantizedLinear(quantized), stored_bias(walk, name))
         errors[scheme] = error
     sizes = {
         scheme: sum(scheme.num_bytes(weight.shape[0], width) for weight in weights.values())
@@ -193,27 +193,6 @@ def _rounded(weight: Tensor, hessian: Tensor, scheme: SiteScheme) -> IntWeight |
         group_size=scheme.group_size or weight.shape[1],
         symmetric=scheme.symmetric,
     )
-
-
-def _dense_linears(walk: Walk, index: int) -> dict[str, Apply]:
-    prefix = f"model.layers.{index}."
-    return {
-        name.removeprefix(prefix): linear_of(
-            walk,
-            name,
-            QuantizedLinear(DenseWeight(walk.checkpoint.read(f"{name}.weight"))),
-            _bias(walk, name),
-        )
-        for site in SITES
-        for name in site.names(index)
-    }
-
-
-def _bias(walk: Walk, name: str) -> Tensor | None:
-    full = f"{name}.bias"
-    if full not in walk.spec.tensor_shapes():
-        return None
-    return as_tensor(walk.checkpoint.read(full)).float()
 
 
 def _passed(walk: Walk, layer: DecoderLayer, linears: Mapping[str, Apply], x: Tensor) -> Tensor:

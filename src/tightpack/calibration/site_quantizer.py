@@ -71,7 +71,8 @@ def quantize_site(
         weights = {name: weight * scales for name, weight in weights.items()}
     if scheme.precision == "fp8":
         found = {
-            name: _named(name, fp8_weight, weight, granularity="channel") for name, weight in weights.items()
+            name: _named(name, fp8_weight, weight, granularity="channel", search=True)
+            for name, weight in weights.items()
         }
         return {name: QuantizedLinear(weight, scheme.activation) for name, weight in found.items()}
     inputs = next(iter(weights.values())).shape[1]
@@ -80,7 +81,7 @@ def quantize_site(
     method = config.method
     if method in ("smoothquant", "llm.int8", "int8"):
         quantized = {
-            name: _named(name, int8_channels, weight, group_size=scheme.group_size)
+            name: _named(name, int8_channels, weight, group_size=scheme.group_size, search=True)
             for name, weight in weights.items()
         }
     elif method == "rtn" and config.target_bits is None:
