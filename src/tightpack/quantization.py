@@ -123,7 +123,7 @@ def quantize(
     walk = Walk(checkpoint, config.sequence_length, dtype, device)
     started = time.perf_counter()
     try:
-        if config.target_bits is not None:
+        if recipe.config.mixed:
             recipe = _mixed(walk, recipe, texts.calibration, progress, observer)
         _run_layers(walk, recipe, texts.calibration, progress, observer)
     except ValueError:
@@ -138,7 +138,7 @@ def quantize(
         observer.phase("measuring quality on held-out text")
         quality = _quality(checkpoint, written, texts.held_out, device)
         seconds["evaluate"] = quality.seconds
-        _refuse_poor(quality, linears, config.max_kl, progress.directory)
+        _refuse_poor(quality, linears, recipe.config, progress.directory)
         observer.phase("generating a few tokens")
         smoke = _smoke_test(written, str(config.device))
     except QualityError:
@@ -273,7 +273,9 @@ def _quality(
     )
 
 
-def _refuse_poor(quality: Quality, linears: list[LinearReport], max_kl: float | None, progress: Path) -> None:
+def _refuse_poor(
+    quality: Quality, linears: list[LinearReport], config: QuantizationConfig, progress: Path
+) -> None:
     assert quality.kl is not None
     worst = sorted(linears, key=lambda linear: -linear.relative_error)[:5]
     named = ", ".join(f"{linear.name} ({linear.scheme}): {linear.relative_error:.3f}" for linear in worst)
@@ -281,11 +283,14 @@ def _refuse_poor(quality: Quality, linears: list[LinearReport], max_kl: float | 
         raise QualityError(
             f"the quantized model's logits are not finite; nothing was saved. Largest errors: {named}"
         )
+    max_kl = config.max_kl
     if max_kl is not None and quality.kl > max_kl:
+        advice = "Leave these in 16 bits with --ignore, take a smaller group or more bits"
+        if config.mixed and config.target_bits is None:
+            advice = "The mix was expected to keep it: start afresh with a lower --max-kl"
         raise QualityError(
             f"KL divergence {quality.kl:.4f} is above max_kl={max_kl:g}; nothing was saved. Largest relative "
-            f"errors: {named}. Leave these in 16 bits with --ignore, take a smaller group or more bits, or "
-            f"--resume with a higher --max-kl (progress is in {progress})"
+            f"errors: {named}. {advice}, or --resume with a higher --max-kl (progress is in {progress})"
         )
 
 

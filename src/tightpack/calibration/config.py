@@ -51,7 +51,10 @@ class QuantizationConfig:
     fp8_fallback: of fp8: keep a site in bf16 whose relative output error is above this.
     kv_cache_dtype: "fp8" or "int8" calibrates a scale a layer for keys and one for values; "auto" leaves the
         cache in 16 bits.
-    target_bits: mean bits a quantized weight, scales included: mixed precision within that, on top of method.
+    mixed: assign each site its own precision, by measured sensitivity, on top of rtn, awq, gptq or awq-gptq:
+        the best within target_bits, or else the smallest whose expected KL divergence is within max_kl. By
+        default where target_bits is given, or max_kl without bits, group_size and a layout of one scheme.
+    target_bits: mean bits a quantized weight, scales included.
     max_kl: refuse to save above this KL divergence in nats; see `quantize`.
     samples, sequence_length: calibration text, in sequences and tokens each.
     evaluation_samples: held-out sequences, of the same length; fewer where the text has no more.
@@ -73,6 +76,7 @@ class QuantizationConfig:
     outlier_threshold: float = 6.0
     fp8_fallback: float | None = None
     kv_cache_dtype: Literal["auto", "fp8", "int8"] = "auto"
+    mixed: bool | None = None
     target_bits: float | None = None
     max_kl: float | None = None
     samples: int = 96
@@ -122,6 +126,12 @@ class QuantizationConfig:
             raise ValueError(f"fp8_fallback belongs to method='fp8', not {method!r}")
         if self.target_bits is not None and method not in GROUPED:
             raise ValueError(f"target_bits mixes precisions on top of {', '.join(GROUPED)}, not {method!r}")
+        if self.mixed and method not in GROUPED:
+            raise ValueError(f"mixed=True mixes precisions on top of {', '.join(GROUPED)}, not {method!r}")
+        if self.mixed and self.target_bits is None and self.max_kl is None:
+            raise ValueError("mixed=True needs an aim: target_bits or max_kl")
+        if self.mixed is False and self.target_bits is not None:
+            raise ValueError("target_bits mixes precisions, and mixed=False was asked for")
         if self.clip == "mse" and method != "rtn":
             raise ValueError(f"clip='mse' belongs to method='rtn', not {method!r}")
         if self.layout is None:
@@ -134,7 +144,9 @@ class QuantizationConfig:
             raise ValueError(
                 f"layout={self.layout!r} holds integer weights alone, which {method!r} does not give"
             )
-        if self.layout in ("awq", "gptq") and (self.target_bits or self.kv_cache_dtype != "auto"):
+        if self.layout in ("awq", "gptq") and (
+            self.mixed or self.target_bits or self.kv_cache_dtype != "auto"
+        ):
             raise ValueError(
                 f"layout={self.layout!r} has one scheme for all linears and no KV scales; "
                 "use compressed-tensors"
@@ -147,7 +159,7 @@ class QuantizationConfig:
 class QuantizationRecipe:
     """A configuration for one model, with every choice made.
 
-    schemes: layer and site to scheme; with target_bits, what they are before precisions are assigned.
+    schemes: layer and site to scheme; of a mix, what they are before precisions are assigned.
     """
 
     config: QuantizationConfig
@@ -164,7 +176,7 @@ class QuantizationRecipe:
             config.method in ("awq", "gptq", "awq-gptq", "smoothquant")
             or config.fp8_fallback is not None
             or config.kv_cache_dtype != "auto"
-            or config.target_bits is not None
+            or bool(config.mixed)
         )
 
     @property
@@ -226,8 +238,19 @@ def _with_defaults(config: QuantizationConfig, widths: Mapping[str, int]) -> Qua
     if symmetric is None:
         symmetric = not grouped
     bits = config.bits or (4 if grouped else 8)
+    mixed = config.mixed
+    if mixed is None:
+        named = config.bits is not None or config.group_size is not None or config.layout in ("awq", "gptq")
+        mixed = config.target_bits is not None or (config.max_kl is not None and grouped and not named)
     layout: Layout = "bitsandbytes" if config.method == "llm.int8" else "compressed-tensors"
-    return replace(config, layout=config.layout or layout, bits=bits, group_size=size, symmetric=symmetric)
+    return replace(
+        config,
+        layout=config.layout or layout,
+        bits=bits,
+        group_size=size,
+        symmetric=symmetric,
+        mixed=mixed,
+    )
 
 
 def _scheme(config: QuantizationConfig) -> SiteScheme:

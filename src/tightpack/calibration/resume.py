@@ -26,7 +26,8 @@ from tightpack.calibration.sites import SiteScheme
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 
-# Changing these changes no byte of the linears: a run may be resumed with others.
+# Changing these changes no byte of the linears: a run may be resumed with others. (Where max_kl is what a mix
+# of precisions aims at, the mix that was found is kept, in schemes.json.)
 _FREE_FIELDS = ("max_kl", "layout", "evaluation_samples")
 
 

@@ -23,7 +23,7 @@ from tightpack.schemes.quantized import IntWeight, QuantizedLinear
 
 
 def wants_hessian(config: QuantizationConfig) -> bool:
-    return config.method in ("awq", "gptq", "awq-gptq") or config.target_bits is not None
+    return config.method in ("awq", "gptq", "awq-gptq") or bool(config.mixed)
 
 
 def input_scales(
@@ -84,7 +84,7 @@ def quantize_site(
             name: _named(name, int8_channels, weight, group_size=scheme.group_size, search=True)
             for name, weight in weights.items()
         }
-    elif method == "rtn" and config.target_bits is None:
+    elif method == "rtn" and not config.mixed:
         quantized = {
             name: _named(name, round_to_nearest, weight, clip=config.clip, **grid)
             for name, weight in weights.items()
