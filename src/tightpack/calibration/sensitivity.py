@@ -36,7 +36,7 @@ _TOKENS = 1024
 _LENGTH = 256
 _GROUP_SIZES = (128, 64, 32)
 # Of max_kl, what a mix is expected to reach: the text that it is then held to is another.
-_MARGIN = 0.8
+_MARGIN = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def assign_schemes(
 ) -> dict[Unit, SiteScheme]:
     """The recipe's schemes with each quantized site's replaced by one of `candidates`: within
     config.target_bits a weight those of the least sum of expected divergences, or without it the smallest
-    whose sum is within four fifths of config.max_kl.
+    whose sum is within seven tenths of config.max_kl.
 
     sequences: int64 [samples, length], of which a few are used. passed: told each layer's number.
     Raises ValueError where target_bits is below what the smallest schemes take.

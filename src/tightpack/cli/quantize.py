@@ -80,17 +80,17 @@ TargetOption = Annotated[
     _option(_SCHEME, "Mean bits a weight, scales included: mixed precision by measured sensitivity."),
 ]
 CalibrationOption = Annotated[
-    Path | None,
+    str | None,
     _option(
         _TEXT,
-        'Plain text, or JSON Lines (.jsonl) with a "text" field.  '
-        "[default: text that the model writes itself]",
-        metavar="FILE",
+        'Plain text, JSON Lines (.jsonl) with a "text" field, or a data set: wikitext, c4, '
+        "owner/name[:config[:split]].  [default: text that the model writes itself]",
+        metavar="TEXT",
     ),
 ]
 EvaluationOption = Annotated[
-    Path | None,
-    _option(_TEXT, "Held-out text.  [default: the end of the calibration text]", metavar="FILE"),
+    str | None,
+    _option(_TEXT, "Held-out text.  [default: the end of the calibration text]", metavar="TEXT"),
 ]
 SamplesOption = Annotated[int, _option(_TEXT, "Sequences to calibrate on.", min=1)]
 LengthOption = Annotated[int, _option(_TEXT, "Tokens a sequence.", min=2)]
