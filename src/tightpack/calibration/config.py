@@ -43,7 +43,7 @@ class QuantizationConfig:
     of
         q, k and v takes the other two along, gate takes up. The head and the embedding always stay.
     clip: of rtn: "minmax" covers every weight, "mse" takes the range of least squared error.
-    smoothing: SmoothQuant's alpha, 0 to 1.
+    smoothing: SmoothQuant's alpha, 0 to 1; None chooses each site's by its outputs' error.
     damping: GPTQ's, relative to the mean of the Hessian's diagonal.
     error_correction: of awq, gptq and awq-gptq: how much of what quantizing the layers before did to a
         linear's inputs its weights are moved to undo, 0 (nothing, and a third less time) to 1.
@@ -70,7 +70,7 @@ class QuantizationConfig:
     layout: Layout | None = None
     ignore: tuple[str, ...] = ("lm_head",)
     clip: Literal["minmax", "mse"] = "minmax"
-    smoothing: float = 0.5
+    smoothing: float | None = None
     damping: float = 0.05
     error_correction: float = 0.5
     outlier_threshold: float = 6.0
@@ -100,7 +100,7 @@ class QuantizationConfig:
             raise ValueError(f"bits must be 4 or 8, got {self.bits}")
         if self.group_size is not None and self.group_size < 1 and self.group_size != -1:
             raise ValueError(f"group_size must be at least 1, or -1 for a channel, got {self.group_size}")
-        if not 0 <= self.smoothing <= 1:
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
         if not 0 <= self.error_correction <= 1:
             raise ValueError(f"error_correction must be between 0 and 1, got {self.error_correction}")

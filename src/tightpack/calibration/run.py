@@ -131,7 +131,7 @@ class LayerRun:
             return
         inputs = (inputs_of(part) for _, (part,) in self._walk.batches(x))
         weights, statistics, sample = self._watched(weights, inputs, original)
-        scales = input_scales(self._recipe.config, scheme, weights, statistics, None)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, sample, None)
         divided = sample
         if scales is not None:
             full = f"{self._prefix}{norm}.weight"
@@ -156,7 +156,7 @@ class LayerRun:
             return None
         batches = (part for _, (part,) in self._walk.batches(inputs))
         weights, statistics, sample = self._watched(weights, batches, original)
-        scales = input_scales(self._recipe.config, scheme, weights, statistics, tied)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, sample, tied)
         divided = sample
         if scales is not None:
             divided = sample / scales.to(sample.dtype)

@@ -109,7 +109,13 @@ def evaluate(
         if reference is not None:
             raise ValueError("--reference belongs to --text; run --tasks on the reference too, and compare")
         named = [task.strip() for task in tasks.split(",") if task.strip()]
-        engine = {"dtype": dtype, "device": device, "num_threads": num_threads}
+        engine: dict[str, Any] = {
+            "executor": executor,
+            "activation_dtype": activation_dtype,
+            "dtype": "auto" if executor == "native" else dtype,
+            "device": device,
+            "num_threads": num_threads,
+        }
         found = _run_tasks(model, named, limit, num_fewshot, task_path, engine)
         _show_tasks(Console(), model, found)
         if json_path is not None:
