@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tightpack.benchmarking.machine import describe_machine
 from tightpack.calibration.config import QuantizationConfig, QuantizationRecipe, config_as_json, resolve
+from tightpack.calibration.data_sets import open_text
 from tightpack.calibration.estimate import Estimate, estimate, peak_memory
 from tightpack.calibration.kv_scales import kv_scale
 from tightpack.calibration.layer_walk import Walk
@@ -24,7 +25,7 @@ from tightpack.calibration.report import LinearReport, QuantizationReport
 from tightpack.calibration.resume import LayerResult, Progress, fingerprint, saved_layers
 from tightpack.calibration.run import LayerRun
 from tightpack.calibration.sensitivity import assign_schemes
-from tightpack.calibration.text import read_text, text_prefix
+from tightpack.calibration.text import text_prefix
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.model_files import refuse_occupied
 from tightpack.checkpoints.open import open_checkpoint
@@ -86,9 +87,10 @@ def quantize(
     """Quantize `model` into the directory `output`, and measure it against the original on held-out text.
 
     config: or its fields as keyword arguments (`options`), for example method="gptq", group_size=64.
-    calibration: a text or JSON Lines file. The first `samples` sequences are calibrated on and the last
-        `evaluation_samples` measured on; None lets the model write both itself, from `seed`.
-    evaluation: a file to measure on instead.
+    calibration: a text or JSON Lines file, or a data set (see `data_sets.open_text`). The first `samples`
+        sequences are calibrated on and the last `evaluation_samples` measured on; None lets the model write
+        both itself, from `seed`.
+    evaluation: a text of the same kinds to measure on instead.
     resume: go on with an unfinished run of the same arguments.
 
     `output` is whole once it exists. Until then progress is in `output`.partial. Raises ValueError for what
@@ -123,7 +125,7 @@ def quantize(
     walk = Walk(checkpoint, config.sequence_length, dtype, device)
     started = time.perf_counter()
     try:
-        if config.target_bits is not None:
+        if recipe.config.mixed:
             recipe = _mixed(walk, recipe, texts.calibration, progress, observer)
         _run_layers(walk, recipe, texts.calibration, progress, observer)
     except ValueError:
@@ -138,7 +140,7 @@ def quantize(
         observer.phase("measuring quality on held-out text")
         quality = _quality(checkpoint, written, texts.held_out, device)
         seconds["evaluate"] = quality.seconds
-        _refuse_poor(quality, linears, config.max_kl, progress.directory)
+        _refuse_poor(quality, linears, recipe.config, progress.directory)
         observer.phase("generating a few tokens")
         smoke = _smoke_test(written, str(config.device))
     except QualityError:
@@ -196,12 +198,15 @@ def _run_layers(
 ) -> None:
     count, first = walk.spec.num_layers, progress.layers_done
     with torch.inference_mode():
-        x = None if sequences is None else walk.embed(sequences)
-        if first and x is not None and first < count:
-            progress.restore_activations(x)
+        activations = [] if sequences is None else [walk.embed(sequences)]
+        if sequences is not None and recipe.corrected_samples:
+            activations.append(walk.embed(sequences[: recipe.corrected_samples]))
+        if first and activations and first < count:
+            progress.restore_activations(activations)
+        x, original = (*activations, None, None)[:2]
         for index in range(first, count):
-            result = LayerRun(walk, recipe, index, x).quantize()
-            progress.save(index, result, x)
+            result = LayerRun(walk, recipe, index, x, original).quantize()
+            progress.save(index, result, activations)
             observer.layer(index, count, result)
 
 
@@ -270,7 +275,9 @@ def _quality(
     )
 
 
-def _refuse_poor(quality: Quality, linears: list[LinearReport], max_kl: float | None, progress: Path) -> None:
+def _refuse_poor(
+    quality: Quality, linears: list[LinearReport], config: QuantizationConfig, progress: Path
+) -> None:
     assert quality.kl is not None
     worst = sorted(linears, key=lambda linear: -linear.relative_error)[:5]
     named = ", ".join(f"{linear.name} ({linear.scheme}): {linear.relative_error:.3f}" for linear in worst)
@@ -278,11 +285,14 @@ def _refuse_poor(quality: Quality, linears: list[LinearReport], max_kl: float | 
         raise QualityError(
             f"the quantized model's logits are not finite; nothing was saved. Largest errors: {named}"
         )
+    max_kl = config.max_kl
     if max_kl is not None and quality.kl > max_kl:
+        advice = "Leave these in 16 bits with --ignore, take a smaller group or more bits"
+        if config.mixed and config.target_bits is None:
+            advice = "The mix was expected to keep it: start afresh with a lower --max-kl"
         raise QualityError(
             f"KL divergence {quality.kl:.4f} is above max_kl={max_kl:g}; nothing was saved. Largest relative "
-            f"errors: {named}. Leave these in 16 bits with --ignore, take a smaller group or more bits, or "
-            f"--resume with a higher --max-kl (progress is in {progress})"
+            f"errors: {named}. {advice}, or --resume with a higher --max-kl (progress is in {progress})"
         )
 
 
@@ -306,33 +316,41 @@ def _texts(
         parts = written[:samples], written[samples:]
         if evaluation is None:
             return _Texts(parts[0] if samples else None, parts[1], source, source)
-        held_out, name = _held_out(Path(evaluation), checkpoint, length, judged)
+        held_out, name = _held_out(evaluation, checkpoint, length, judged)
         return _Texts(parts[0], held_out, source, name)
     calibrating = None
     source = "none: the method rounds weights alone"
     if calibration is not None and (samples or evaluation is None):
-        text = read_text(Path(calibration), tokenizer)
+        wanted = samples + (judged if evaluation is None else 0)
+        text = open_text(calibration, tokenizer, wanted * length)
         left = text.num_sequences(length) - samples
         if evaluation is None and left < 1:
             text.sequences(length, count=samples + 1)  # says how many tokens there are
         if samples:
             calibrating = text.sequences(length, count=samples)
-            source = f"the first {samples} x {length} tokens of {Path(calibration).name}"
+            source = f"the first {samples} x {length} tokens of {_called(calibration)}"
         if evaluation is None:
             judged = min(judged, left)
             held_out = text.sequences(length, skip=-judged)
             return _Texts(
-                calibrating, held_out, source, f"the last {judged} x {length} tokens of the same file"
+                calibrating, held_out, source, f"the last {judged} x {length} tokens of the same text"
             )
     assert evaluation is not None
-    held_out, name = _held_out(Path(evaluation), checkpoint, length, judged)
+    held_out, name = _held_out(evaluation, checkpoint, length, judged)
     return _Texts(calibrating, held_out, source, name)
 
 
-def _held_out(path: Path, checkpoint: Checkpoint, length: int, count: int) -> tuple[NDArray[np.int64], str]:
-    text = read_text(path, checkpoint.tokenizer)
+def _called(source: str | Path) -> str:
+    """A file by its name, a data set as it was given."""
+    return Path(source).name if Path(source).expanduser().is_file() else str(source)
+
+
+def _held_out(
+    source: str | Path, checkpoint: Checkpoint, length: int, count: int
+) -> tuple[NDArray[np.int64], str]:
+    text = open_text(source, checkpoint.tokenizer, count * length)
     count = max(1, min(count, text.num_sequences(length)))
-    return text.sequences(length, count=count), f"the first {count} x {length} tokens of {path.name}"
+    return text.sequences(length, count=count), f"the first {count} x {length} tokens of {_called(source)}"
 
 
 def _own_text(

@@ -35,6 +35,11 @@ def spec(tiny_model: Callable[[str], Path]) -> ModelSpec:
         ({"group_size": 0}, "group_size must be"),
         ({"samples": 0}, "samples must be"),
         ({"max_kl": -1.0}, "max_kl must be above 0"),
+        ({"mixed": True}, "needs an aim: target_bits or max_kl"),
+        ({"mixed": False, "target_bits": 5.0}, "mixed=False was asked for"),
+        ({"method": "fp8", "mixed": True, "max_kl": 0.1}, "mixed=True mixes precisions on top of"),
+        ({"layout": "gptq", "mixed": True, "max_kl": 0.1}, "one scheme for all linears"),
+        ({"error_correction": 1.5}, "error_correction must be between 0 and 1"),
     ],
 )
 def test_contradictions(fields: dict[str, Any], message: str) -> None:
@@ -45,6 +50,25 @@ def test_contradictions(fields: dict[str, Any], message: str) -> None:
 def test_unknown_fields_are_named() -> None:
     with pytest.raises(TypeError, match="did you mean 'group_size'"):
         QuantizationConfig(groupsize=64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mixed"),
+    [
+        ({"max_kl": 0.1}, True),
+        ({"target_bits": 5.0}, True),
+        ({"target_bits": 5.0, "max_kl": 0.1, "group_size": 32}, True),
+        ({"max_kl": 0.1, "bits": 4}, False),
+        ({"max_kl": 0.1, "group_size": 64}, False),
+        ({"max_kl": 0.1, "group_size": 64, "mixed": True}, True),
+        ({"max_kl": 0.1, "mixed": False}, False),
+        ({"max_kl": 0.1, "layout": "gptq"}, False),
+        ({"max_kl": 0.1, "method": "fp8"}, False),
+        ({}, False),
+    ],
+)
+def test_what_becomes_a_mix(fields: dict[str, Any], mixed: bool, spec: ModelSpec) -> None:
+    assert resolve(QuantizationConfig(**fields), spec).config.mixed is mixed
 
 
 def test_defaults_by_method(spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightpack.calibration.fp8 import choose_fp8_or_bf16, fp8_weight, saturating_fp8
+from tightpack.calibration.fp8 import fp8_weight, saturating_fp8
 
 
 @pytest.fixture
@@ -58,6 +58,21 @@ def test_what_makes_no_sense_is_refused(uneven):
         fp8_weight(uneven)
 
 
-def test_a_linear_whose_error_is_too_large_stays_in_bf16():
-    errors = {"a": 0.01, "b": 0.02, "c": 0.03, "d": float("nan")}
-    assert choose_fp8_or_bf16(errors, 0.02) == {"a": "fp8", "b": "fp8", "c": "bf16", "d": "bf16"}
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block"])
+def test_the_search_finds_the_best_of_sixteen_scales(uneven, granularity):
+    plain, found = (fp8_weight(uneven, granularity=granularity, search=search) for search in (False, True))
+    values = uneven.numpy()
+    for row in range(0, 200, plain.block[0]):
+        for column in range(0, 300, plain.block[1]):
+            place = row // plain.block[0], column // plain.block[1]
+            part = values[row : row + plain.block[0], column : column + plain.block[1]]
+            errors = []
+            for step in range(16):
+                scale = np.float32(plain.scales[place] * np.float32(2 ** (step / 16)))
+                codes = (part / scale).astype(ml_dtypes.float8_e4m3fn)
+                errors.append(float(np.square(codes.astype(np.float64) * scale - part).sum()))
+            taken = np.log2(found.scales[place] / plain.scales[place]) * 16
+            assert taken == pytest.approx(round(taken), abs=1e-3)
+            assert errors[round(taken)] == pytest.approx(min(errors), rel=1e-5)
+    error = np.square(found.dequantize() - values).sum() / np.square(plain.dequantize() - values).sum()
+    assert error < (0.95 if granularity == "channel" else 1.0001)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tightpack.calibration.mixed_precision import Option, assign_precisions
+from tightpack.calibration.mixed_precision import Option, assign_precisions, smallest_assignment
 
 
 def total(options, chosen):
@@ -37,6 +37,23 @@ def test_no_assignment_within_the_bytes_has_less_error(options, budget):
     size, error = total(options, assign_precisions(options, budget))
     assert size <= budget
     assert error == pytest.approx(least, rel=2e-6, abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    options=st.lists(st.lists(OPTION, min_size=1, max_size=4), max_size=5),
+    most=st.integers(-3000, 30_000).map(lambda error: error / 1000 + 0.0005),
+)
+def test_no_assignment_within_the_error_has_fewer_bytes(options, most):
+    sums = (total(options, chosen) for chosen in itertools.product(*(range(len(one)) for one in options)))
+    fewest = min((size for size, error in sums if error <= most), default=None)
+    if fewest is None:
+        with pytest.raises(ValueError, match="no assignment has an error of"):
+            smallest_assignment(options, most)
+        return
+    size, error = total(options, smallest_assignment(options, most))
+    assert error <= most
+    assert size == fewest
 
 
 def model_of_layers(layers, seed):

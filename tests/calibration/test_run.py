@@ -186,12 +186,34 @@ def test_resuming_something_else_is_refused(model: str, tiny_text: Path, tmp_pat
 def test_over_max_kl_nothing_is_saved_and_the_worst_are_named(
     model: str, tiny_text: Path, tmp_path: Path
 ) -> None:
-    arguments: dict[str, Any] = {"calibration": tiny_text, "method": "rtn", **SMALL}
+    arguments: dict[str, Any] = {"calibration": tiny_text, "method": "rtn", "bits": 4, **SMALL}
     with pytest.raises(QualityError, match=r"above max_kl=1e-06.*model\.layers\.\d\..*_proj"):
         quantize(model, tmp_path / "out", max_kl=1e-6, **arguments)
     assert not (tmp_path / "out").exists()
     quantize(model, tmp_path / "out", max_kl=10.0, resume=True, **arguments)
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_max_kl_is_what_a_mix_aims_at(model: str, tiny_text: Path, tmp_path: Path) -> None:
+    """The less divergence is allowed, the more bits are spent; a scheme that was named is kept."""
+    arguments: dict[str, Any] = {"calibration": tiny_text, "method": "gptq", **SMALL, "samples": 20}
+    uniform = quantize(model, tmp_path / "uniform", **arguments)
+    aims = [uniform.quality["kl"] * share for share in (0.5, 0.2)]
+    coarse, fine = (quantize(model, tmp_path / f"{aim}", max_kl=aim, **arguments) for aim in aims)
+    for aim, report in zip(aims, (coarse, fine), strict=True):
+        assert report.config["mixed"]
+        assert report.quality["kl"] <= aim
+        assert len({linear.scheme for linear in report.linears}) > 1
+    assert uniform.bits_per_weight < coarse.bits_per_weight < fine.bits_per_weight < 16
+    kept = quantize(model, tmp_path / "kept", max_kl=10.0, group_size=64, **arguments)
+    assert not kept.config["mixed"]
+    assert (
+        contents(tmp_path / "kept")["model.safetensors"]
+        == contents(tmp_path / "uniform")["model.safetensors"]
+    )
+    with pytest.raises(ValueError, match="max_kl=1e-12 is too little"):
+        quantize(model, tmp_path / "none", max_kl=1e-12, **arguments)
+    assert not (tmp_path / "none.partial").exists()
 
 
 def test_nan_weights(model: str, tiny_text: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tightpack.calibration.llm_int8 import int8_channels
-from tightpack.calibration.smoothquant import smoothquant_scales
+from tightpack.calibration.smoothquant import ALPHAS, searched_smoothquant_scales, smoothquant_scales
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8, 1.0])
@@ -54,3 +54,27 @@ def test_what_does_not_fit_is_refused(weight):
         smoothquant_scales([weight], torch.ones(64), 1.5)
     with pytest.raises(ValueError, match="absmax: 64 of 64"):
         smoothquant_scales([weight], torch.full((64,), float("inf")))
+
+
+def test_the_search_is_at_least_as_near_as_every_alpha(weight, correlated_inputs):
+    """Outputs of W8A8 in float64, over the tokens that were searched."""
+    parts, absmax = [weight[:10], weight[10:]], correlated_inputs.abs().amax(dim=0)
+
+    def error(scales):
+        x, w = (correlated_inputs / scales).double(), (weight * scales).double()
+        steps = x.abs().amax(1, keepdim=True) / 127, w.abs().amax(1, keepdim=True) / 127
+        made = ((x / steps[0]).round() * steps[0]) @ ((w / steps[1]).round() * steps[1]).T
+        return float((made - correlated_inputs.double() @ weight.double().T).square().sum())
+
+    found = error(searched_smoothquant_scales(parts, absmax, correlated_inputs))
+    each = {alpha: error(smoothquant_scales(parts, absmax, alpha)) for alpha in ALPHAS}
+    assert found == pytest.approx(min(each.values()), rel=1e-3)
+    assert found < 0.95 * each[0.5] or min(each, key=each.__getitem__) == 0.5
+
+
+def test_tied_inputs_stay_tied_in_the_search(weight, correlated_inputs):
+    tied = torch.arange(64) // 2
+    scales = searched_smoothquant_scales(
+        [weight], correlated_inputs.abs().amax(dim=0), correlated_inputs.reshape(4, 128, 64), tied=tied
+    )
+    assert torch.equal(scales[::2], scales[1::2])

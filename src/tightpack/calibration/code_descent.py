@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tightpack.calibration.integer_grid import IntegerGrid
+from tightpack.calibration.products import times_transposed
 
 
 def descend(
@@ -23,13 +24,13 @@ def descend(
     Returns codes [outputs, inputs]; no row's e^T H e is higher than before, but for float32's rounding.
     """
     # In the order of the sweep, input by input, so that the column at hand is contiguous.
-    scales = grid.scales[:, order].T.contiguous()
-    zeros = None if grid.zeros is None else grid.zeros[:, order].T.contiguous()
+    scales = _by_input(grid.scales, order)
+    zeros = None if grid.zeros is None else _by_input(grid.zeros, order)
     hessian = hessian[order][:, order]
-    found = codes[:, order].T.contiguous()
+    found = _by_input(codes, order)
     values = IntegerGrid(scales, zeros, grid.bits).values(found)
     # What each column's error, with that of the columns it is correlated with, asks of it: H (w - w').
-    wanted = hessian @ (weight[:, order].T - values)
+    wanted = times_transposed(hessian, (_by_input(weight, order) - values).T)
     curvature = hessian.diagonal().tolist()
     for first in range(0, len(order), block):
         last = min(first + block, len(order))
@@ -42,7 +43,12 @@ def descend(
             if index + 1 < last:
                 wanted[index + 1 : last].addr_(hessian[index, index + 1 : last], move, alpha=-1.0)
         if last < len(order):
-            wanted[last:].addmm_(hessian[first:last, last:].T, moves, alpha=-1.0)
-    result = torch.empty_like(codes)
-    result[:, order] = found.T
-    return result
+            wanted[last:] -= times_transposed(hessian[last:, first:last], moves.T)
+    result = torch.empty_like(found)
+    result[order] = found
+    return result.T.contiguous()
+
+
+def _by_input(values: Tensor, order: Tensor) -> Tensor:
+    """[inputs, outputs] in `order`, from [outputs, inputs]."""
+    return values.T.contiguous()[order]

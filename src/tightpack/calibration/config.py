@@ -43,13 +43,18 @@ class QuantizationConfig:
     of
         q, k and v takes the other two along, gate takes up. The head and the embedding always stay.
     clip: of rtn: "minmax" covers every weight, "mse" takes the range of least squared error.
-    smoothing: SmoothQuant's alpha, 0 to 1.
+    smoothing: SmoothQuant's alpha, 0 to 1; None chooses each site's by its outputs' error.
     damping: GPTQ's, relative to the mean of the Hessian's diagonal.
+    error_correction: of awq, gptq and awq-gptq: how much of what quantizing the layers before did to a
+        linear's inputs its weights are moved to undo, 0 (nothing, and a third less time) to 1.
     outlier_threshold: LLM.int8's.
     fp8_fallback: of fp8: keep a site in bf16 whose relative output error is above this.
     kv_cache_dtype: "fp8" or "int8" calibrates a scale a layer for keys and one for values; "auto" leaves the
         cache in 16 bits.
-    target_bits: mean bits a quantized weight, scales included: mixed precision within that, on top of method.
+    mixed: assign each site its own precision, by measured sensitivity, on top of rtn, awq, gptq or awq-gptq:
+        the best within target_bits, or else the smallest whose expected KL divergence is within max_kl. By
+        default where target_bits is given, or max_kl without bits, group_size and a layout of one scheme.
+    target_bits: mean bits a quantized weight, scales included.
     max_kl: refuse to save above this KL divergence in nats; see `quantize`.
     samples, sequence_length: calibration text, in sequences and tokens each.
     evaluation_samples: held-out sequences, of the same length; fewer where the text has no more.
@@ -65,11 +70,13 @@ class QuantizationConfig:
     layout: Layout | None = None
     ignore: tuple[str, ...] = ("lm_head",)
     clip: Literal["minmax", "mse"] = "minmax"
-    smoothing: float = 0.5
+    smoothing: float | None = None
     damping: float = 0.05
+    error_correction: float = 0.5
     outlier_threshold: float = 6.0
     fp8_fallback: float | None = None
     kv_cache_dtype: Literal["auto", "fp8", "int8"] = "auto"
+    mixed: bool | None = None
     target_bits: float | None = None
     max_kl: float | None = None
     samples: int = 96
@@ -93,8 +100,10 @@ class QuantizationConfig:
             raise ValueError(f"bits must be 4 or 8, got {self.bits}")
         if self.group_size is not None and self.group_size < 1 and self.group_size != -1:
             raise ValueError(f"group_size must be at least 1, or -1 for a channel, got {self.group_size}")
-        if not 0 <= self.smoothing <= 1:
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing must be between 0 and 1, got {self.smoothing}")
+        if not 0 <= self.error_correction <= 1:
+            raise ValueError(f"error_correction must be between 0 and 1, got {self.error_correction}")
         for name in ("max_kl", "fp8_fallback", "target_bits", "damping", "outlier_threshold"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -117,6 +126,12 @@ class QuantizationConfig:
             raise ValueError(f"fp8_fallback belongs to method='fp8', not {method!r}")
         if self.target_bits is not None and method not in GROUPED:
             raise ValueError(f"target_bits mixes precisions on top of {', '.join(GROUPED)}, not {method!r}")
+        if self.mixed and method not in GROUPED:
+            raise ValueError(f"mixed=True mixes precisions on top of {', '.join(GROUPED)}, not {method!r}")
+        if self.mixed and self.target_bits is None and self.max_kl is None:
+            raise ValueError("mixed=True needs an aim: target_bits or max_kl")
+        if self.mixed is False and self.target_bits is not None:
+            raise ValueError("target_bits mixes precisions, and mixed=False was asked for")
         if self.clip == "mse" and method != "rtn":
             raise ValueError(f"clip='mse' belongs to method='rtn', not {method!r}")
         if self.layout is None:
@@ -129,7 +144,9 @@ class QuantizationConfig:
             raise ValueError(
                 f"layout={self.layout!r} holds integer weights alone, which {method!r} does not give"
             )
-        if self.layout in ("awq", "gptq") and (self.target_bits or self.kv_cache_dtype != "auto"):
+        if self.layout in ("awq", "gptq") and (
+            self.mixed or self.target_bits or self.kv_cache_dtype != "auto"
+        ):
             raise ValueError(
                 f"layout={self.layout!r} has one scheme for all linears and no KV scales; "
                 "use compressed-tensors"
@@ -142,7 +159,7 @@ class QuantizationConfig:
 class QuantizationRecipe:
     """A configuration for one model, with every choice made.
 
-    schemes: layer and site to scheme; with target_bits, what they are before precisions are assigned.
+    schemes: layer and site to scheme; of a mix, what they are before precisions are assigned.
     """
 
     config: QuantizationConfig
@@ -159,8 +176,17 @@ class QuantizationRecipe:
             config.method in ("awq", "gptq", "awq-gptq", "smoothquant")
             or config.fp8_fallback is not None
             or config.kv_cache_dtype != "auto"
-            or config.target_bits is not None
+            or bool(config.mixed)
         )
+
+    @property
+    def corrected_samples(self) -> int:
+        """Calibration sequences that the original's activations are walked beside for: every second's worth
+        of them, as the correction is damped and the walk costs as much as quantizing's own."""
+        config = self.config
+        if config.method not in ("awq", "gptq", "awq-gptq") or config.error_correction == 0:
+            return 0
+        return (config.samples + 1) // 2
 
     @property
     def label(self) -> str:
@@ -212,8 +238,19 @@ def _with_defaults(config: QuantizationConfig, widths: Mapping[str, int]) -> Qua
     if symmetric is None:
         symmetric = not grouped
     bits = config.bits or (4 if grouped else 8)
+    mixed = config.mixed
+    if mixed is None:
+        named = config.bits is not None or config.group_size is not None or config.layout in ("awq", "gptq")
+        mixed = config.target_bits is not None or (config.max_kl is not None and grouped and not named)
     layout: Layout = "bitsandbytes" if config.method == "llm.int8" else "compressed-tensors"
-    return replace(config, layout=config.layout or layout, bits=bits, group_size=size, symmetric=symmetric)
+    return replace(
+        config,
+        layout=config.layout or layout,
+        bits=bits,
+        group_size=size,
+        symmetric=symmetric,
+        mixed=mixed,
+    )
 
 
 def _scheme(config: QuantizationConfig) -> SiteScheme:

@@ -45,19 +45,20 @@ def estimate(
     )
     wide = max(spec.intermediate_size, spec.num_heads * spec.head_dim)
     tokens = config.samples * config.sequence_length if recipe.needs_text else 0
+    beside = recipe.corrected_samples * config.sequence_length
     judged = evaluation_samples * config.sequence_length
     hessians = 3 * 4 * wide**2 if recipe.needs_text and wants_hessian(config) else 0
     logits = 6 * config.sequence_length * spec.vocab_size * 4
     head = spec.vocab_size * spec.hidden_size * (4 + 4 + dtype.itemsize)
-    activations = tokens * (spec.hidden_size + wide) * dtype.itemsize
+    activations = (tokens + beside) * (spec.hidden_size + wide) * dtype.itemsize
     states = 2 * judged * spec.hidden_size * dtype.itemsize
     memory = _BASE_BYTES + max(activations + 4 * 4 * layer + hessians, states + 2 * head + logits)
-    operations = 2.0 * tokens * layer * spec.num_layers
+    operations = 2.0 * (tokens + beside) * layer * spec.num_layers
     if hessians:
         squares = 2 * spec.hidden_size**2 + (spec.num_heads * spec.head_dim) ** 2 + spec.intermediate_size**2
-        operations += 2.0 * tokens * squares * spec.num_layers
+        operations += (tokens + 2.0 * beside) * squares * spec.num_layers
     operations += 2 * 2.0 * judged * (layer * spec.num_layers + spec.vocab_size * spec.hidden_size)
-    disk = tokens * spec.hidden_size * dtype.itemsize * 2 + 2 * layer * spec.num_layers
+    disk = (tokens + beside) * spec.hidden_size * dtype.itemsize * 2 + 2 * layer * spec.num_layers
     return Estimate(int(memory), int(disk), _OVERHEAD * operations / _operations_per_second(dtype, device))
 
 

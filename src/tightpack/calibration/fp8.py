@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import ml_dtypes
@@ -11,10 +10,12 @@ from torch import Tensor
 
 from tightpack.calibration.checks import check_weight
 from tightpack.calibration.integer_grid import stored_scales
+from tightpack.calibration.scale_search import nearest_scales
 from tightpack.schemes.quantized import Fp8Weight
 
 LARGEST = 448.0
 BLOCK = 128
+_FACTORS = tuple(2.0 ** (step / 16) for step in range(16))
 
 
 def saturating_fp8(values: Tensor) -> Tensor:
@@ -26,11 +27,15 @@ def fp8_weight(
     weight: Tensor,
     *,
     granularity: Literal["tensor", "channel", "block"] = "channel",
+    search: bool = False,
     scale_dtype: torch.dtype = torch.float32,
 ) -> Fp8Weight:
     """Codes with scales of absmax / 448, of the whole matrix, of each row, or of each 128 x 128 block.
 
     weight: [outputs, inputs]; the last blocks may be smaller.
+    search: of 16 scales from that one to nearly its double, take the one of least squared error. The steps of
+        a floating grid double at each power of two: where those lie among the weights is worth a seventh of
+        the squared error, and nothing saturates. On SmolLM2: a divergence lower by a fifth.
     """
     check_weight(weight)
     weight = weight.to(torch.float32)
@@ -44,6 +49,10 @@ def fp8_weight(
     padded[:outputs, :inputs] = weight
     tiles = padded.reshape(down, rows, across, columns)
     scales = stored_scales(tiles.abs().amax(dim=(1, 3)) / LARGEST, scale_dtype)
+    if search:
+        by_tile = tiles.transpose(1, 2).reshape(down * across, rows * columns)
+        found = nearest_scales(by_tile, scales.reshape(-1, 1), _FACTORS, _rounded)
+        scales = stored_scales(found, scale_dtype).reshape(scales.shape)
     codes = saturating_fp8(tiles / scales[:, None, :, None]).reshape(padded.shape)[:outputs, :inputs]
     return Fp8Weight(
         codes=codes.contiguous().view(torch.uint8).cpu().numpy().view(ml_dtypes.float8_e4m3fn),
@@ -52,10 +61,5 @@ def fp8_weight(
     )
 
 
-def choose_fp8_or_bf16(errors: Mapping[str, float], threshold: float) -> dict[str, Literal["fp8", "bf16"]]:
-    """FP8 for each linear whose measured error is at or below `threshold`, BF16 for the others.
-
-    errors: by name, in any unit (relative squared error of the output, divergence) that the threshold shares.
-        One that is not a number counts as above it.
-    """
-    return {name: "fp8" if error <= threshold else "bf16" for name, error in errors.items()}
+def _rounded(values: Tensor, scales: Tensor) -> Tensor:
+    return saturating_fp8(values / scales).to(torch.float32).mul_(scales)

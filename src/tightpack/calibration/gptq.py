@@ -12,6 +12,7 @@ from tightpack.calibration.clip import clipped_ranges
 from tightpack.calibration.code_descent import descend
 from tightpack.calibration.hessian import damped, inverse_factor
 from tightpack.calibration.integer_grid import IntegerGrid, int_weight, min_max_grid
+from tightpack.calibration.products import times_transposed
 from tightpack.calibration.refit import refitted_scales
 from tightpack.schemes.quantized import IntWeight
 
@@ -106,5 +107,5 @@ def _solve(columns: Tensor, factor: Tensor, grid: IntegerGrid, block: int) -> Te
             if index + 1 < last:
                 columns[index + 1 : last].addr_(factor[index, index + 1 : last], error, alpha=-1.0)
         if last < inputs:
-            columns[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1.0)
+            columns[last:] -= times_transposed(factor[first:last, last:].T, errors.T)
     return codes

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightpack.calibration.products import times_symmetric
+
 
 def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     """e H e^T of every row of `error`.
@@ -16,7 +18,7 @@ def output_errors(error: Tensor, hessian: Tensor) -> Tensor:
     error: float32 [outputs, inputs], weights minus rounded weights. hessian: [inputs, inputs].
     Returns float32 [outputs]: the mean squared error of each output.
     """
-    return (error @ hessian.to(error.dtype)).mul_(error).sum(dim=1)
+    return times_symmetric(error, hessian.to(error.dtype)).mul_(error).sum(dim=1)
 
 
 def group_blocks(hessian: Tensor, group_size: int) -> Tensor:

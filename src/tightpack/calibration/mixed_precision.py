@@ -74,6 +74,39 @@ def assign_precisions(
     return answer[::-1]
 
 
+def smallest_assignment(options: Sequence[Sequence[Option]], max_error: float) -> list[int]:
+    """For each layer the index of the option to take, with the fewest bytes whose errors sum to `max_error`
+    at most, to a thousandth of what lies between the fewest bytes and the most.
+
+    By bisection over the bytes that `assign_precisions` is given, as the least error never rises with them.
+    ValueError if even the options of least error exceed `max_error`, and where `assign_precisions` has one.
+    """
+    layers = [_checked(choices, index) for index, choices in enumerate(options)]
+    low = sum(int(sizes.min()) for sizes, _ in layers)
+    best = [int(np.lexsort((sizes, errors))[0]) for sizes, errors in layers]
+    high, least = _total(options, best)
+    if least > max_error:
+        raise ValueError(f"no assignment has an error of {max_error:g} or less: the least is {least:g}")
+    near = (high - low) // 1000
+    tried = low  # the fewest bytes first: they may do
+    while low < high:
+        found = assign_precisions(options, tried)
+        size, error = _total(options, found)
+        if error <= max_error:
+            best, high = found, size
+        else:
+            low = tried + 1
+        if high - low < near:
+            break
+        tried = (low + high) // 2
+    return best
+
+
+def _total(options: Sequence[Sequence[Option]], chosen: Sequence[int]) -> tuple[int, float]:
+    taken = [choices[index] for choices, index in zip(options, chosen, strict=True)]
+    return sum(option.bytes for option in taken), sum(option.error for option in taken)
+
+
 Layer = tuple[np.ndarray, np.ndarray]
 
 

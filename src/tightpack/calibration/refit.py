@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tightpack.calibration.hessian import output_errors
 from tightpack.calibration.integer_grid import IntegerGrid, stored_scales
+from tightpack.calibration.products import times_symmetric, times_transposed
 
 
 def refitted_scales(
@@ -35,17 +35,30 @@ def refitted_scales(
         shifts = shifts - grid.zeros.unsqueeze(-1)
     before = weight - (shifts * grid.scales.unsqueeze(-1)).reshape(weight.shape)
     # Solved for the change of the scales, so that the ridge below holds on to what they are.
-    wanted = (before @ hessian).reshape(shifts.shape).mul_(shifts).sum(dim=2)
-    normal = torch.empty(outputs, groups, groups, dtype=torch.float64, device=weight.device)
-    for group in range(groups):
-        rows = hessian[group * group_size : (group + 1) * group_size]
-        reached = (shifts[:, group] @ rows).reshape(shifts.shape)
-        normal[:, :, group] = reached.mul_(shifts).sum(dim=2)
+    wanted = times_symmetric(before, hessian).reshape(shifts.shape).mul_(shifts).sum(dim=2)
+    normal = _normal_matrices(shifts, hessian)
     # A group whose codes are all 0 has no say in its scale: without a ridge its row of the system is empty.
-    diagonal = normal.diagonal(dim1=1, dim2=2)
-    diagonal += 1e-6 * diagonal.mean(dim=1, keepdim=True) + 1e-30
-    change = torch.linalg.solve(normal, wanted.to(torch.float64)).to(torch.float32)
+    ridge = 1e-6 * normal.diagonal(dim1=1, dim2=2).mean(dim=1) + 1e-30
+    regular = normal + torch.diag_embed(ridge[:, None].expand(outputs, groups))
+    change = torch.linalg.solve(regular, wanted.to(torch.float64)).to(torch.float32)
     scales = stored_scales(torch.nan_to_num(grid.scales + change), scale_dtype)
-    after = weight - (shifts * scales.unsqueeze(-1)).reshape(weight.shape)
-    better = output_errors(after, hessian) < output_errors(before, hessian)
+    # e^T H e falls by 2 wanted^T c - c^T N c for a change c of the scales.
+    moved = (scales - grid.scales).to(torch.float64)
+    reached = torch.einsum("oij,oj->oi", normal, moved)
+    better = (moved * (2.0 * wanted - reached)).sum(dim=1) > 0
     return IntegerGrid(torch.where(better[:, None], scales, grid.scales), grid.zeros, grid.bits)
+
+
+def _normal_matrices(shifts: Tensor, hessian: Tensor) -> Tensor:
+    """c_g^T H_gj c_j of every row, float64 [outputs, groups, groups]; shifts: [outputs, groups, size]."""
+    outputs, groups, size = shifts.shape
+    normal = torch.empty(outputs, groups, groups, dtype=torch.float64, device=shifts.device)
+    flat = shifts.reshape(outputs, groups * size)
+    for group in range(groups):
+        first = group * size
+        # From the diagonal on: the matrices are symmetric.
+        reached = times_transposed(shifts[:, group], hessian[first:, first : first + size])
+        values = reached.mul_(flat[:, first:]).reshape(outputs, groups - group, size).sum(dim=2)
+        normal[:, group, group:] = values
+        normal[:, group:, group] = values
+    return normal

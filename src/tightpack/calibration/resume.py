@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -26,7 +26,8 @@ from tightpack.calibration.sites import SiteScheme
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 
-# Changing these changes no byte of the linears: a run may be resumed with others.
+# Changing these changes no byte of the linears: a run may be resumed with others. (Where max_kl is what a mix
+# of precisions aims at, the mix that was found is kept, in schemes.json.)
 _FREE_FIELDS = ("max_kl", "layout", "evaluation_samples")
 
 
@@ -86,13 +87,14 @@ class Progress:
                 "arguments, or delete it to start afresh"
             )
 
-    def save(self, index: int, result: LayerResult, activations: Tensor | None) -> None:
-        """activations: those after layer `index`, in host memory; None for a run that needs none."""
+    def save(self, index: int, result: LayerResult, activations: Sequence[Tensor] = ()) -> None:
+        """activations: those after layer `index`, in host memory; none for a run that needs none."""
         with _Replacing(self._layer(index)) as file:
             _save_arrays(file, _to_arrays(result))
-        if activations is not None:
+        if activations:
             with _Replacing(self._activations(index)) as file:
-                file.write(_as_bytes(activations))
+                for tensor in activations:
+                    file.write(_as_bytes(tensor))
         _replace(self.directory / "state.json", json.dumps({"layers": index + 1}).encode())
         if index:
             self._activations(index - 1).unlink(missing_ok=True)
@@ -101,10 +103,12 @@ class Progress:
         with np.load(self._layer(index)) as arrays:
             return _from_arrays(arrays)
 
-    def restore_activations(self, activations: Tensor) -> None:
+    def restore_activations(self, activations: Sequence[Tensor]) -> None:
         """Overwrite `activations` with those after the last whole layer."""
-        raw = np.fromfile(self._activations(self.layers_done - 1), dtype=np.uint8)
-        activations.copy_(torch.from_numpy(raw).view(activations.dtype).view(activations.shape))
+        with self._activations(self.layers_done - 1).open("rb") as file:
+            for tensor in activations:
+                raw = np.fromfile(file, dtype=np.uint8, count=tensor.nbytes)
+                tensor.copy_(torch.from_numpy(raw).view(tensor.dtype).view(tensor.shape))
 
     def save_schemes(self, schemes: Mapping[tuple[int, str], SiteScheme]) -> None:
         """Those that mixed precision assigned, so that they are measured once."""

@@ -2,11 +2,12 @@
 
 Only one layer's weights are in memory, and the activations of all calibration sequences, which stay in host
 memory and go to the device in batches. Order inside a layer ("true sequential"): q, k and v; o; gate and up;
-down."""
+down. Where errors are corrected the original's activations of some sequences go along."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import ml_dtypes
@@ -17,13 +18,16 @@ from torch import Tensor
 from tightpack.calibration.applied_linear import applied_linear
 from tightpack.calibration.awq import query_heads_of_values
 from tightpack.calibration.config import QuantizationRecipe
+from tightpack.calibration.error_correction import InputGap, corrected_weight
 from tightpack.calibration.folding import divide_rows, fold_into_norm, of_value_rows
+from tightpack.calibration.layer_linears import dense_linear, linear_of, stored_bias
 from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk, mlp_norm
+from tightpack.calibration.original_path import original_inputs
 from tightpack.calibration.resume import LayerResult
 from tightpack.calibration.site_quantizer import input_scales, quantize_site, wants_hessian
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
 from tightpack.calibration.statistics import InputStatistics
-from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
+from tightpack.schemes.quantized import QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
 
 QKV, OUTPUT, GATE_UP, DOWN = SITES
@@ -34,12 +38,20 @@ class LayerRun:
 
     activations: [sequences, tokens, hidden_size] before the layer, in host memory; after `quantize`, what the
         quantized layer made of them. None for methods that round weights alone.
+    original: what the original model has in their place, of the first of these sequences; after `quantize`,
+        what its layer made of them. None where the recipe corrects no errors.
     """
 
     def __init__(
-        self, walk: Walk, recipe: QuantizationRecipe, index: int, activations: Tensor | None
+        self,
+        walk: Walk,
+        recipe: QuantizationRecipe,
+        index: int,
+        activations: Tensor | None,
+        original: Tensor | None = None,
     ) -> None:
         self._walk, self._recipe, self._index, self._x = walk, recipe, index, activations
+        self._original = None if original is None else original_inputs(walk, index, original)
         self._prefix = f"model.layers.{index}."
         self._linears: dict[str, QuantizedLinear] = {}
         self._tensors: dict[str, NDArray[Any]] = {}
@@ -54,6 +66,8 @@ class LayerRun:
                 self._round_alone(site)
         else:
             self._calibrate(self._x)
+        if self._original is not None:
+            next(self._original, None)  # takes the original past its last site
         return LayerResult(
             linears=self._linears,
             tensors=self._tensors,
@@ -111,12 +125,13 @@ class LayerRun:
         """A site whose input is the norm of `x`, whose weight takes the scales."""
         inputs_of = layer.attention_input if site is QKV else layer.mlp_input
         weights, scheme = self._weights(site), self._recipe.scheme(self._index, site)
+        original = None if self._original is None else next(self._original)
         if scheme.precision == "dense":
             self._keep_dense(site, weights)
             return
         inputs = (inputs_of(part) for _, (part,) in self._walk.batches(x))
-        statistics, sample = self._watch(weights, inputs)
-        scales = input_scales(self._recipe.config, scheme, weights, statistics, None)
+        weights, statistics, sample = self._watched(weights, inputs, original)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, sample, None)
         divided = sample
         if scales is not None:
             full = f"{self._prefix}{norm}.weight"
@@ -135,12 +150,13 @@ class LayerRun:
         """A site whose input is linear in the outputs of `before`, whose rows take the scales: returns
         those."""
         weights, scheme = self._weights(site), self._recipe.scheme(self._index, site)
+        original = None if self._original is None else next(self._original)
         if scheme.precision == "dense":
             self._keep_dense(site, weights)
             return None
         batches = (part for _, (part,) in self._walk.batches(inputs))
-        statistics, sample = self._watch(weights, batches)
-        scales = input_scales(self._recipe.config, scheme, weights, statistics, tied)
+        weights, statistics, sample = self._watched(weights, batches, original)
+        scales = input_scales(self._recipe.config, scheme, weights, statistics, sample, tied)
         divided = sample
         if scales is not None:
             divided = sample / scales.to(sample.dtype)
@@ -149,24 +165,36 @@ class LayerRun:
         if scales is not None:
             rows = scales if tied is None else of_value_rows(scales, tied)
             self._linears[before] = divide_rows(self._linears[before], rows)
-            bias = self._bias(before)
+            bias = stored_bias(self._walk, before)
             if bias is not None:
                 self._tensors[f"{before}.bias"] = (bias / rows.cpu()).numpy().astype(ml_dtypes.bfloat16)
         return scales
 
-    def _watch(
-        self, weights: Mapping[str, Tensor], batches: Iterator[Tensor]
-    ) -> tuple[InputStatistics, Tensor]:
-        """Statistics of a site's inputs, and the first batch of them."""
-        width = next(iter(weights.values())).shape[1]
-        hessian = wants_hessian(self._recipe.config)
-        statistics = InputStatistics(width, hessian=hessian, device=self._walk.device)
+    def _watched(
+        self, weights: dict[str, Tensor], batches: Iterator[Tensor], original: Tensor | None
+    ) -> tuple[dict[str, Tensor], InputStatistics, Tensor]:
+        """The weights to round, corrected where the original's inputs are given; statistics of the site's
+        inputs, and the first batch of them."""
+        width, config = next(iter(weights.values())).shape[1], self._recipe.config
+        statistics = InputStatistics(width, hessian=wants_hessian(config), device=self._walk.device)
+        gap = InputGap(width, device=self._walk.device)
+        aims = iter(()) if original is None else (part for _, (part,) in self._walk.batches(original))
         sample = None
-        for batch in batches:
+        for batch, aim in zip_longest(batches, aims):
             sample = batch if sample is None else sample
             statistics.add(batch)
+            if aim is not None:
+                gap.add(batch[: len(aim)], aim)
         assert sample is not None
-        return statistics, sample
+        if original is not None:
+            difference, hessian = gap.mean, statistics.hessian
+            weights = {
+                name: corrected_weight(
+                    weight, difference, hessian, share=config.error_correction, damping=config.damping
+                )
+                for name, weight in weights.items()
+            }
+        return weights, statistics, sample
 
     def _quantized(
         self,
@@ -177,7 +205,7 @@ class LayerRun:
         scales: Tensor | None,
     ) -> dict[str, QuantizedLinear]:
         if scheme.precision == "dense":
-            return {name: self._dense(name) for name in weights}
+            return {name: dense_linear(self._walk, name) for name in weights}
         return quantize_site(self._recipe.config, scheme, weights, statistics, scales)
 
     def _judge(
@@ -215,11 +243,8 @@ class LayerRun:
         self._schemes |= dict.fromkeys(weights, scheme.label)
 
     def _keep_dense(self, site: Site, weights: Mapping[str, Tensor]) -> None:
-        self._keep(site, DENSE, weights, {name: self._dense(name) for name in weights})
+        self._keep(site, DENSE, weights, {name: dense_linear(self._walk, name) for name in weights})
         self._errors |= dict.fromkeys(weights, 0.0)
-
-    def _dense(self, name: str) -> QuantizedLinear:
-        return QuantizedLinear(DenseWeight(self._walk.checkpoint.read(f"{name}.weight")))
 
     def _weights(self, site: Site) -> dict[str, Tensor]:
         """Float32 [outputs, inputs] on the device, by full name."""
@@ -228,15 +253,9 @@ class LayerRun:
             for name in site.names(self._index)
         }
 
-    def _bias(self, name: str) -> Tensor | None:
-        full = f"{name}.bias"
-        if full not in self._walk.spec.tensor_shapes():
-            return None
-        return as_tensor(self._walk.checkpoint.read(full)).float()
-
     def _applied(self, site: Site) -> list[Apply]:
         return [
-            linear_of(self._walk, name, self._linears[name], self._bias(name))
+            linear_of(self._walk, name, self._linears[name], stored_bias(self._walk, name))
             for name in site.names(self._index)
         ]
 
@@ -249,14 +268,6 @@ class LayerRun:
             seen = self._value_magnitudes
             self._value_magnitudes = rows if seen is None else torch.maximum(seen, rows)
         return keys, values
-
-
-def linear_of(walk: Walk, name: str, linear: QuantizedLinear, bias: Tensor | None) -> Apply:
-    """A linear of a layer as the walk applies it; name: its full name."""
-    rotated = name.endswith(("q_proj", "k_proj"))
-    return applied_linear(
-        linear, bias, dtype=walk.dtype, device=walk.device, head_dim=walk.spec.head_dim if rotated else None
-    )
 
 
 def _relative(error: Tensor, exact: Tensor) -> float:

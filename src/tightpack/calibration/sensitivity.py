@@ -8,7 +8,7 @@ order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,9 @@ from tightpack.calibration.applied_linear import applied_linear
 from tightpack.calibration.clip import quantize_with_hessian_clip
 from tightpack.calibration.config import QuantizationRecipe
 from tightpack.calibration.hessian import output_errors
+from tightpack.calibration.layer_linears import linear_of, original_linears, stored_bias
 from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk
-from tightpack.calibration.mixed_precision import Option, assign_precisions
-from tightpack.calibration.run import linear_of
+from tightpack.calibration.mixed_precision import Option, assign_precisions, smallest_assignment
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
 from tightpack.calibration.statistics import InputStatistics
 from tightpack.schemes.quantized import DenseWeight, IntWeight, QuantizedLinear
@@ -35,6 +35,8 @@ Unit = tuple[int, str]
 _TOKENS = 1024
 _LENGTH = 256
 _GROUP_SIZES = (128, 64, 32)
+# Of max_kl, what a mix is expected to reach: the text that it is then held to is another.
+_MARGIN = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +54,43 @@ def assign_schemes(
     sequences: NDArray[np.int64],
     passed: Callable[[int], None] = lambda layer: None,
 ) -> dict[Unit, SiteScheme]:
-    """The recipe's schemes with each quantized site's replaced by one of `candidates`, so that the sum of
-    expected divergences is least within config.target_bits a weight.
+    """The recipe's schemes with each quantized site's replaced by one of `candidates`: within
+    config.target_bits a weight those of the least sum of expected divergences, or without it the smallest
+    whose sum is within seven tenths of config.max_kl.
 
     sequences: int64 [samples, length], of which a few are used. passed: told each layer's number.
     Raises ValueError where target_bits is below what the smallest schemes take.
     """
-    measured = measure(walk, recipe, sequences, passed)
+    config, measured = recipe.config, measure(walk, recipe, sequences, passed)
+    options = [[Option(c.num_bytes, c.error) for c in found] for found in measured.values()]
+    if config.target_bits is None:
+        assert config.max_kl is not None
+        chosen = smallest_assignment(options, _MARGIN * config.max_kl)
+        if all(found[index].scheme == DENSE for found, index in zip(measured.values(), chosen, strict=True)):
+            raise ValueError(
+                f"max_kl={config.max_kl:g} is too little: no linear can be quantized and keep within it"
+            )
+    else:
+        chosen = _within_bits(walk, recipe, options, config.target_bits)
+    picked = zip(measured.items(), chosen, strict=True)
+    return {**recipe.schemes, **{unit: found[index].scheme for (unit, found), index in picked}}
+
+
+def _within_bits(
+    walk: Walk, recipe: QuantizationRecipe, options: Sequence[Sequence[Option]], target_bits: float
+) -> list[int]:
     shapes = walk.spec.tensor_shapes()
     weights = sum(
         int(np.prod(shapes[f"{name}.weight"])) for layer, site in _units(recipe) for name in site.names(layer)
     )
-    assert recipe.config.target_bits is not None
-    budget = int(recipe.config.target_bits * weights / 8)
-    options = [[Option(c.num_bytes, c.error) for c in found] for found in measured.values()]
     try:
-        chosen = assign_precisions(options, budget)
+        return assign_precisions(options, int(target_bits * weights / 8))
     except ValueError as error:
         smallest = sum(min(option.bytes for option in found) for found in options)
         raise ValueError(
-            f"target_bits={recipe.config.target_bits:g} is too few: the smallest schemes take "
+            f"target_bits={target_bits:g} is too few: the smallest schemes take "
             f"{8 * smallest / weights:.3f} bits a weight"
         ) from error
-    picked = zip(measured.items(), chosen, strict=True)
-    return {**recipe.schemes, **{unit: found[index].scheme for (unit, found), index in picked}}
 
 
 def candidates(recipe: QuantizationRecipe, width: int) -> list[SiteScheme]:
@@ -104,7 +119,7 @@ def measure(
     with torch.inference_mode():
         for index in range(walk.spec.num_layers):
             layer = short.layer(index)
-            linears = _dense_linears(short, index)
+            linears = original_linears(short, index)
             inputs = _SiteInputs(linears)
             after = torch.cat([layer.forward(part, inputs.watched).cpu() for _, (part,) in short.batches(x)])
             for unit, state in variants.items():
@@ -173,7 +188,7 @@ def _candidates(
             error += float(output_errors(values - weight, hessian).sum())
             if scheme == base:
                 short = name.removeprefix(f"model.layers.{index}.")
-                rounded[short] = linear_of(walk, name, QuantizedLinear(quantized), _bias(walk, name))
+                rounded[short] = linear_of(walk, name, QuantizedLinear(quantized), stored_bias(walk, name))
         errors[scheme] = error
     sizes = {
         scheme: sum(scheme.num_bytes(weight.shape[0], width) for weight in weights.values())
@@ -193,27 +208,6 @@ def _rounded(weight: Tensor, hessian: Tensor, scheme: SiteScheme) -> IntWeight |
         group_size=scheme.group_size or weight.shape[1],
         symmetric=scheme.symmetric,
     )
-
-
-def _dense_linears(walk: Walk, index: int) -> dict[str, Apply]:
-    prefix = f"model.layers.{index}."
-    return {
-        name.removeprefix(prefix): linear_of(
-            walk,
-            name,
-            QuantizedLinear(DenseWeight(walk.checkpoint.read(f"{name}.weight"))),
-            _bias(walk, name),
-        )
-        for site in SITES
-        for name in site.names(index)
-    }
-
-
-def _bias(walk: Walk, name: str) -> Tensor | None:
-    full = f"{name}.bias"
-    if full not in walk.spec.tensor_shapes():
-        return None
-    return as_tensor(walk.checkpoint.read(full)).float()
 
 
 def _passed(walk: Walk, layer: DecoderLayer, linears: Mapping[str, Apply], x: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from tightpack.calibration.hessian import scaled_hessian
 from tightpack.calibration.llm_int8 import int8_channels
 from tightpack.calibration.round_to_nearest import round_to_nearest
 from tightpack.calibration.sites import SiteScheme
-from tightpack.calibration.smoothquant import smoothquant_scales
+from tightpack.calibration.smoothquant import searched_smoothquant_scales, smoothquant_scales
 from tightpack.calibration.statistics import InputStatistics
 from tightpack.schemes.quantized import IntWeight, QuantizedLinear
 
 
 def wants_hessian(config: QuantizationConfig) -> bool:
-    return config.method in ("awq", "gptq", "awq-gptq") or config.target_bits is not None
+    return config.method in ("awq", "gptq", "awq-gptq") or bool(config.mixed)
 
 
 def input_scales(
@@ -31,16 +31,21 @@ def input_scales(
     scheme: SiteScheme,
     weights: Mapping[str, Tensor],
     statistics: InputStatistics,
+    sample: Tensor,
     tied: Tensor | None,
 ) -> Tensor | None:
     """The scales that the method would multiply weight columns by, float32 [inputs]; None for none.
 
-    weights: float32 [outputs, inputs], by name. tied: see `awq_scales`.
+    weights: float32 [outputs, inputs], by name. sample: some of their inputs, [..., inputs].
+    tied: see `awq_scales`.
     """
     if config.method not in SCALED or scheme.precision != "int":
         return None
     matrices = list(weights.values())
+    if config.method == "smoothquant" and config.smoothing is None:
+        return searched_smoothquant_scales(matrices, statistics.absmax, sample, tied=tied)
     if config.method == "smoothquant":
+        assert config.smoothing is not None
         return smoothquant_scales(matrices, statistics.absmax, config.smoothing, tied=tied)
     if scheme.bits == 8:
         return None  # 8 bits round too finely for scales to be worth their rounding of the norms
@@ -71,7 +76,8 @@ def quantize_site(
         weights = {name: weight * scales for name, weight in weights.items()}
     if scheme.precision == "fp8":
         found = {
-            name: _named(name, fp8_weight, weight, granularity="channel") for name, weight in weights.items()
+            name: _named(name, fp8_weight, weight, granularity="channel", search=True)
+            for name, weight in weights.items()
         }
         return {name: QuantizedLinear(weight, scheme.activation) for name, weight in found.items()}
     inputs = next(iter(weights.values())).shape[1]
@@ -83,7 +89,7 @@ def quantize_site(
             name: _named(name, int8_channels, weight, group_size=scheme.group_size)
             for name, weight in weights.items()
         }
-    elif method == "rtn" and config.target_bits is None:
+    elif method == "rtn" and not config.mixed:
         quantized = {
             name: _named(name, round_to_nearest, weight, clip=config.clip, **grid)
             for name, weight in weights.items()

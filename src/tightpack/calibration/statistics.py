@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tightpack.calibration.checks import check_finite
+from tightpack.calibration.products import times_transposed
 
 # Narrower strips leave out more of the symmetric half, and make products too small for two threads.
 _STRIP = 288
@@ -69,9 +70,10 @@ class InputStatistics:
         """total += x x^T in strips of columns from the diagonal down: a quarter less work, and this is the
         largest part of what calibration takes."""
         strip = max(_STRIP, self.inputs // 4)
+        by_input = tokens.T.contiguous()
         for first in range(0, self.inputs, strip):
             last = min(first + strip, self.inputs)
-            total[first:, first:last].addmm_(tokens[:, first:].T, tokens[:, first:last])
+            total[first:, first:last] += times_transposed(by_input[first:], by_input[first:last])
 
     def _tokens(self) -> int:
         if not self.count:

@@ -80,23 +80,37 @@ TargetOption = Annotated[
     _option(_SCHEME, "Mean bits a weight, scales included: mixed precision by measured sensitivity."),
 ]
 CalibrationOption = Annotated[
-    Path | None,
+    str | None,
     _option(
         _TEXT,
-        'Plain text, or JSON Lines (.jsonl) with a "text" field.  '
-        "[default: text that the model writes itself]",
-        metavar="FILE",
+        'Plain text, JSON Lines (.jsonl) with a "text" field, or a data set: wikitext, c4, '
+        "owner/name[:config[:split]].  [default: text that the model writes itself]",
+        metavar="TEXT",
     ),
 ]
 EvaluationOption = Annotated[
-    Path | None,
-    _option(_TEXT, "Held-out text.  [default: the end of the calibration text]", metavar="FILE"),
+    str | None,
+    _option(_TEXT, "Held-out text.  [default: the end of the calibration text]", metavar="TEXT"),
 ]
 SamplesOption = Annotated[int, _option(_TEXT, "Sequences to calibrate on.", min=1)]
 LengthOption = Annotated[int, _option(_TEXT, "Tokens a sequence.", min=2)]
 JudgedOption = Annotated[int, _option(_TEXT, "Held-out sequences to measure quality on.", min=1)]
 MaxKlOption = Annotated[
-    float | None, _option(_TEXT, "Refuse to save above this KL divergence in nats a token.")
+    float | None,
+    _option(
+        _TEXT,
+        "Refuse to save above this KL divergence in nats a token. Without bits or group size, also "
+        "the aim: the smallest mix of precisions that is expected to keep it.",
+    ),
+]
+MixedOption = Annotated[
+    bool | None,
+    _option(
+        _SCHEME,
+        "A precision for each site, or one for all.  [default: mixed with --target-bits, or with --max-kl "
+        "where no bits or group size are named]",
+        "--mixed/--uniform",
+    ),
 ]
 SeedOption = Annotated[int, _option(_TEXT, "Of text that the model writes itself.")]
 DtypeOption = Annotated[
@@ -123,6 +137,7 @@ def quantize(
     clip: ClipOption = "minmax",
     fp8_fallback: FallbackOption = None,
     outlier_threshold: ThresholdOption = 6.0,
+    mixed: MixedOption = None,
     target_bits: TargetOption = None,
     calibration: CalibrationOption = None,
     evaluation: EvaluationOption = None,
@@ -145,6 +160,8 @@ def quantize(
     `tightpack quantize smollm2-135m -o smol-4bit --calibration text.txt`
 
     `tightpack quantize ./model -o ./model-w8a8 --method smoothquant --calibration text.jsonl --max-kl 0.05`
+
+    `tightpack quantize ./model -o ./model-mixed --max-kl 0.05 --calibration text.txt`
 
     `tightpack quantize ./model -o ./model-fp8 --method fp8 --kv-cache-dtype fp8`
     """

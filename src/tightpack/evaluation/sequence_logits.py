@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.checkpoints.checkpoint import Checkpoint
-from tightpack.checkpoints.precision import resolve_kv_cache
+from tightpack.checkpoints.precision import FloatPrecision, resolve_kv_cache
 from tightpack.native_cpu.executor import NativeExecutor
 from tightpack.requests.request import Request
 from tightpack.requests.sampling_params import SamplingParams
@@ -19,6 +19,11 @@ from tightpack.scheduling.plan import Chunk
 from tightpack.torch_backend.executor import TorchExecutor
 
 _BLOCK_SIZE = 16
+_UNROUNDED: Mapping[torch.dtype, FloatPrecision] = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
 
 
 class SequenceLogits:
@@ -62,6 +67,7 @@ class SequenceLogits:
         self._executor = TorchExecutor(
             checkpoint,
             dtype=dtype,
+            kv_cache=resolve_kv_cache("auto", checkpoint, _UNROUNDED[dtype]),
             device=device,
             block_size=_BLOCK_SIZE,
             num_blocks=len(self._blocks),

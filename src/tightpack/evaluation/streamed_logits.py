@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.calibration.applied_linear import applied_linear
+from tightpack.calibration.layer_linears import linear_of, stored_bias
 from tightpack.calibration.layer_walk import RoundKV, Walk
-from tightpack.calibration.run import linear_of
 from tightpack.calibration.sites import SITES
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import KVCacheFormat
@@ -59,15 +59,13 @@ def streamed_logits(
 
 def _pass_layer(walk: Walk, index: int, x: Tensor) -> None:
     """Replace hidden states before the layer by those after it."""
-    checkpoint, shapes = walk.checkpoint, walk.spec.tensor_shapes()
+    checkpoint = walk.checkpoint
     prefix = f"model.layers.{index}."
     linears = {}
     for site in SITES:
         for name in site.names(index):
-            bias = None
-            if f"{name}.bias" in shapes:
-                bias = as_tensor(checkpoint.read(f"{name}.bias")).float()
-            linears[name.removeprefix(prefix)] = linear_of(walk, name, checkpoint.read_linear(name), bias)
+            linear = checkpoint.read_linear(name)
+            linears[name.removeprefix(prefix)] = linear_of(walk, name, linear, stored_bias(walk, name))
     layer = walk.layer(index)
     round_kv = _kv_rounding(checkpoint.kv_cache_format, index)
     for rows, (part,) in walk.batches(x):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tightpack.calibration.llm_int8 import int8_channels, llm_int8_activation, outlier_columns
+from tightpack.calibration.llm_int8 import int8_channels
 
 
 @pytest.mark.parametrize("group_size", [None, 16])
@@ -28,12 +28,3 @@ def test_codes_are_chosen_against_scales_of_eight_bits(weight):
     inside = np.abs(weight.numpy()) < 126 * coarse.scales
     error = np.abs(coarse.dequantize() - weight.numpy())
     assert (error <= 0.5001 * coarse.scales)[inside].all()
-
-
-def test_outliers_are_the_inputs_that_reach_the_threshold():
-    absmax = torch.tensor([0.1, 6.0, 5.99, 80.0])
-    assert outlier_columns(absmax).tolist() == [1, 3]
-    assert outlier_columns(absmax, threshold=100.0).tolist() == []
-    assert llm_int8_activation(4.5).outlier_threshold == 4.5
-    with pytest.raises(ValueError, match="threshold must be above 0"):
-        outlier_columns(absmax, threshold=0.0)
