@@ -55,6 +55,9 @@ AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
 }
 
 AlignedBuffer Arena::take(std::size_t bytes) {
+#if !defined(TIGHTPACK_MAP_MEMORY)
+    return AlignedBuffer(bytes);
+#else
     // Sixteen huge pages. What is larger gets pieces of its own.
     constexpr std::size_t piece_bytes = std::size_t{32} << 20;
     const std::size_t rounded = (bytes + 63) / 64 * 64;
@@ -67,6 +70,7 @@ AlignedBuffer Arena::take(std::size_t bytes) {
     std::byte* start = piece_.as() + used_;
     used_ += rounded;
     return {std::shared_ptr<std::byte>(piece_.memory_, start), bytes};
+#endif
 }
 
 }  // namespace tightpack

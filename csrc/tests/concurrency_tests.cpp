@@ -86,6 +86,7 @@ std::vector<float> random_numbers(std::mt19937& random, std::int64_t count, floa
 PackedLinear random_weight(std::mt19937& random, std::int64_t outputs, std::int64_t inputs) {
     const std::vector<float> values =
         random_numbers(random, outputs * inputs, 1 / std::sqrt(static_cast<float>(inputs)));
+    Arena arena;
     return pack_dense({{outputs, DensePart::Type::float32, values.data()}}, inputs, 1, arena);
 }
 
