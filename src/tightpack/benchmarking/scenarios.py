@@ -37,8 +37,8 @@ class Scenario:
 
 def demo(seed: int = 0) -> Scenario:
     """Mixed lengths arriving faster than small batches are done: where the batching policy decides."""
-    count, rate = 36, 12.0
-    # Half a minute for four policies on two cores; the caps keep one long request from being all of it.
+    # More than two cores serve: half a minute for four policies. The caps keep one long request from being all.
+    count, rate = 120, 40.0
     lengths = [
         (min(input_len, 192), min(output_len, 128))
         for input_len, output_len in mixed_lengths(count, input_len=48, output_len=40, seed=seed)
