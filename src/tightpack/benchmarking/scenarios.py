@@ -37,7 +37,8 @@ class Scenario:
 
 def demo(seed: int = 0) -> Scenario:
     """Mixed lengths arriving faster than small batches are done: where the batching policy decides."""
-    # More than two cores serve: half a minute for four policies. The caps keep one long request from being all.
+    # More than two cores can serve; half a minute for four policies. The caps keep one long request from
+    # being all of it.
     count, rate = 120, 40.0
     lengths = [
         (min(input_len, 192), min(output_len, 128))
