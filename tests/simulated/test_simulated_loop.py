@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -56,7 +57,10 @@ def run(cpu_model, new_limits):
 
 
 def test_the_policies_keep_the_order_that_real_runs_have(run):
-    seen = {policy: run(demo(), policy) for policy in POLICIES}
+    # At 12 requests a second: with every queue full all the time, static and dynamic are the same.
+    calmer = [replace(one, arrival_s=one.arrival_s * 40 / 12) for one in demo().requests[:36]]
+    scenario = replace(demo(), requests=tuple(calmer))
+    seen = {policy: run(scenario, policy) for policy in POLICIES}
     summaries = {policy: summary for policy, (summary, _) in seen.items()}
     tokens_per_s = {policy: rate for policy, (_, rate) in seen.items()}
     assert tokens_per_s["static"] < tokens_per_s["dynamic"] < tokens_per_s["continuous"]
