@@ -21,6 +21,7 @@ from tightpack.native_cpu.threads import cores_for, default_threads
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.schemes.quantized import KVCacheFormat
+from tightpack.serving_loop.chunk_check import reason_against
 from tightpack.serving_loop.executor import SampledToken, StepResult
 
 # Float32 logits that are held at a time: 64 MiB.
@@ -177,17 +178,7 @@ class NativeExecutor:
 
     def _refusal(self, chunk: Chunk) -> str | None:
         """Why the chunk cannot be computed."""
-        end = chunk.first_token + chunk.num_tokens
-        if end > self._max_model_len:
-            return f"position {end - 1} is outside the context of {self._max_model_len} tokens"
-        tokens = chunk.request.token_ids[chunk.first_token : end]
-        if min(tokens) < 0 or max(tokens) >= self._vocab_size:
-            wrong = next(t for t in tokens if not 0 <= t < self._vocab_size)
-            return f"token id {wrong} is outside the vocabulary of {self._vocab_size}"
-        bias = chunk.request.params.logit_bias
-        if bias and max(bias) >= self._vocab_size:
-            return f"logit_bias names token id {max(bias)}, outside the vocabulary of {self._vocab_size}"
-        return None
+        return reason_against(chunk, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
 
     def _compute(self, chunks: Sequence[Chunk], outcome: _Outcome) -> None:
         """One step; where the program refuses its numbers, one without the chunks that are to blame."""
