@@ -101,6 +101,16 @@ def _save_tiny_model(directory: Path, family: str) -> Path:
         "qwen2": lambda: transformers.Qwen2Config(**TINY),
         "qwen3": lambda: transformers.Qwen3Config(**TINY, head_dim=32),
         "gemma3": lambda: transformers.Gemma3TextConfig(**{**TINY, **TINY_GEMMA}),
+        "mixtral": lambda: transformers.MixtralConfig(**TINY, num_local_experts=4),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+            **TINY,
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=64,
+            norm_topk_prob=True,
+            mlp_only_layers=[1],
+        ),
     }
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(configs[family]()).eval()

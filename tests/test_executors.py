@@ -124,3 +124,11 @@ def test_a_cpu_needs_no_pytorch():
     assert lines[0] == "native 4"
     assert "runs on PyTorch (it computes in bfloat16, not in dtype='float32')" in lines[1]
     assert "pip install 'tightpack[torch]'" in lines[1]
+
+
+def test_a_mixture_goes_to_pytorch(tiny_model):
+    from tightpack.checkpoints.open import open_checkpoint
+
+    checkpoint = open_checkpoint(str(tiny_model("mixtral")))
+    reason = reason_against(checkpoint, dtype="auto", kv_cache_dtype="auto", block_size=16)
+    assert reason == "it has no mixtures of experts"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tightpack.calibration.group_size import default_group_size
 from tightpack.checkpoints.checkpoint import Checkpoint, QuantizationInfo, TensorInfo, TensorSource
+from tightpack.checkpoints.quantized_tensors import linear_names
 from tightpack.engine_args import ON_LOAD_METHODS, EngineArgs
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 from tightpack.schemes.rounding import fp8_rows, int4_groups, int8_rows
@@ -47,16 +48,12 @@ def with_quantization(checkpoint: Checkpoint, args: EngineArgs) -> Checkpoint:
 
 
 def quantize_on_load(checkpoint: Checkpoint, method: str, *, llm_int8_threshold: float) -> Checkpoint:
-    """The checkpoint with every linear but the head quantized when it is read, without calibration.
+    """The checkpoint with every linear but head and routers quantized when it is read, without calibration.
 
     method: one of ON_LOAD_METHODS. Raises ValueError where no group size fits the model's widths.
     """
     shapes = checkpoint.spec.tensor_shapes()
-    names = [
-        name.removesuffix(".weight")
-        for name, shape in shapes.items()
-        if len(shape) == 2 and name not in ("model.embed_tokens.weight", "lm_head.weight")
-    ]
+    names = [name for name in linear_names(checkpoint.spec) if name != "lm_head"]
     widths = {shapes[f"{name}.weight"][1] for name in names}
     quantize, label = _quantizer(method, widths, llm_int8_threshold)
     tensors = _QuantizedOnRead(checkpoint, frozenset(names), quantize)

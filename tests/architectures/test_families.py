@@ -228,3 +228,49 @@ def test_bad_fields_of_other_families_are_named() -> None:
         model_spec(gemma | {"layer_types": ["linear_attention"] * 3})
     with pytest.raises(ConfigError, match="'text_config' is missing"):
         model_spec({"model_type": "gemma3"})
+
+
+MIXTURES: dict[str, transformers.PreTrainedConfig] = {
+    "mixtral": transformers.MixtralConfig(**TINY, num_local_experts=6, num_experts_per_tok=3),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **TINY,
+        head_dim=16,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        decoder_sparse_step=1,
+        mlp_only_layers=[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_have_the_numbers_of_transformers(name: str) -> None:
+    """Tensors for each expert here, one for all there."""
+    model = causal_model(MIXTURES[name])
+    spec = model_spec(saved(MIXTURES[name]))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(int(np.prod(shape)) for shape in spec.tensor_shapes().values()) == total
+    dense = {key for key in model.state_dict() if "experts" not in key and ".mlp.gate.weight" not in key}
+    assert dense <= spec.tensor_shapes().keys()
+    assert [layer.experts is not None for layer in spec.layers] == [True, name == "mixtral", True]
+    experts = spec.layers[0].experts
+    assert experts is not None
+    assert (experts.count, experts.experts_per_token) == (6, 3)
+    assert experts.intermediate_size == (40 if name == "mixtral" else 24)
+    assert experts.normalized == (name == "mixtral")
+    assert spec.tensor_shapes()[f"{spec.router_names()[0]}.weight"] == (6, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_experts_per_tok": 9}, "'num_experts_per_tok' is 9 of 6 experts"),
+        ({"mlp_only_layers": [3]}, "'mlp_only_layers' must list layers from 0 to 2"),
+        ({"num_experts": None, "num_local_experts": None}, "'num_local_experts' is missing"),
+        ({"shared_expert_intermediate_size": 64}, "'shared_expert_intermediate_size' is 64"),
+    ],
+)
+def test_bad_fields_of_mixtures_are_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        model_spec({**saved(MIXTURES["qwen3_moe"]), **change})

@@ -277,3 +277,29 @@ def test_evaluation_text_of_its_own(model: str, tiny_text: Path, tmp_path: Path)
         model, tmp_path / "out", calibration=tiny_text, evaluation=tiny_text, method="gptq", **SMALL
     )
     assert report.held_out_text == f"the first 3 x 48 tokens of {tiny_text.name}"
+
+
+@pytest.mark.parametrize(("family", "method"), [("mixtral", "rtn"), ("qwen3_moe", "fp8")])
+def test_a_mixture(
+    family: str, method: str, tiny_model: Callable[[str], Path], tiny_text: Path, tmp_path: Path
+) -> None:
+    report = quantize(str(tiny_model(family)), tmp_path / "out", method=method, evaluation=tiny_text, **SMALL)
+    checkpoint = open_checkpoint(str(tmp_path / "out"))
+    assert checkpoint.quantization is not None
+    experts = [name for name in checkpoint.quantization.linears if ".experts.2." in name]
+    mixtures = sum(layer.experts is not None for layer in checkpoint.spec.layers)
+    assert len(experts) == 3 * mixtures
+    assert not set(checkpoint.spec.router_names()) & checkpoint.quantization.linears.keys()
+    assert 0 < report.quality["kl"] < 0.2
+    with SequenceLogits(checkpoint, sequence_length=16) as executor:
+        rows = next(iter(executor.each(np.arange(16)[None] + 4)))
+    assert rows.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"method": "gptq"}, {"method": "fp8", "kv_cache_dtype": "fp8"}])
+def test_what_a_mixture_cannot_be_calibrated_by(
+    options: dict[str, Any], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"mixtral is a mixture of experts.*take method rtn, int8"):
+        quantize(str(tiny_model("mixtral")), tmp_path / "out", **options, **SMALL)
+    assert not (tmp_path / "out").exists()

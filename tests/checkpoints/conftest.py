@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,6 +42,16 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "mistral": lambda: transformers.MistralConfig(**TINY, sliding_window=32),
     "qwen2": lambda: transformers.Qwen2Config(**TINY),
     "qwen3": lambda: transformers.Qwen3Config(**TINY, head_dim=32),
+    "mixtral": lambda: transformers.MixtralConfig(**TINY, num_local_experts=3),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **TINY,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        mlp_only_layers=[0],
+    ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **{**TINY, "num_hidden_layers": 7}, head_dim=32, sliding_window=32, query_pre_attn_scalar=32
     ),
@@ -116,6 +126,10 @@ GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
 }
 GEMMA_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
@@ -136,12 +150,25 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight[order]
 
 
+def one_role_a_tensor(state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gates and ups of experts apart, as llama.cpp keeps them."""
+    for name, value in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for role, half in zip(("gate_proj", "up_proj"), value.chunk(2, dim=1), strict=True):
+                yield f"{name.removesuffix('gate_up_proj')}{role}.weight", half
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", value
+        else:
+            yield name, value
+
+
 class GgufBuilder:
     """A GGUF file of a tiny transformers model; `metadata` and `tensors` may be changed before `write`."""
 
     def __init__(self, family: str, model: Any) -> None:
         config = model.config
-        self.architecture = {"mistral": "llama"}.get(family.split("-")[0], family.split("-")[0])
+        renamed = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+        self.architecture = renamed.get(family.split("-")[0], family.split("-")[0])
         arch = self.architecture
         backend = tiny_tokenizer()
         merges = json.loads(backend.to_str())["model"]["merges"]
@@ -171,9 +198,14 @@ class GgufBuilder:
             self.metadata[f"{arch}.attention.value_length"] = config.head_dim
         if family in ("mistral", "gemma3"):
             self.metadata[f"{arch}.attention.sliding_window"] = config.sliding_window
+        if family in ("mixtral", "qwen3_moe"):
+            self.metadata[f"{arch}.expert_count"] = config.num_local_experts
+            self.metadata[f"{arch}.expert_used_count"] = config.num_experts_per_tok
+        if family == "qwen3_moe":
+            self.metadata[f"{arch}.expert_feed_forward_length"] = config.moe_intermediate_size
         self.tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType | None]] = {}
         names = GGUF_NAMES | (GEMMA_NORMS if arch == "gemma3" else {"post_attention_layernorm": "ffn_norm"})
-        for name, value in model.state_dict().items():
+        for name, value in one_role_a_tensor(model.state_dict()):
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             array = value.detach().float().numpy()

@@ -15,7 +15,17 @@ from tightpack.checkpoints.checkpoint import CheckpointError
 from tightpack.checkpoints.gguf_file import GgufFile
 from tightpack.checkpoints.open import bundled_gguf, open_checkpoint
 
-FAMILIES = ["llama", "llama-tied", "llama-biases", "mistral", "qwen2", "qwen3", "gemma3"]
+FAMILIES = [
+    "llama",
+    "llama-tied",
+    "llama-biases",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "mixtral",
+    "qwen3_moe",
+]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"]
 UP = "blk.1.ffn_up.weight"
 
@@ -167,7 +177,7 @@ def test_rope_scaling_in_metadata(kind: str, gguf_of: Callable[[str], Any], tmp_
             "'llama.attention.head_count_kv' must be one positive number",
         ),
         ({"llama.rope.dimension_count": 8}, "'llama.rope.dimension_count' is 8"),
-        ({"llama.expert_count": 8}, "mixtures of experts are not supported"),
+        ({"llama.expert_count": 8}, "metadata 'llama.expert_used_count' is missing"),
         ({"llama.rope.scaling.type": "longrope"}, "'llama.rope.scaling.type' is 'longrope'"),
         ({"split.count": 3}, "one of 3 parts"),
         ({"tokenizer.ggml.pre": "chatglm-bpe"}, "'tokenizer.ggml.pre' is 'chatglm-bpe'; supported: gpt-2"),

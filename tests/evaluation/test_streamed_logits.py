@@ -16,7 +16,7 @@ from tightpack.evaluation.streamed_logits import streamed_logits
 SEQUENCES = np.random.default_rng(0).integers(0, 96, (3, 24))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen3_moe"])
 def test_equals_the_executor(family: str, tiny_model: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(str(tiny_model(family)))
     with SequenceLogits(checkpoint, sequence_length=24) as executor:

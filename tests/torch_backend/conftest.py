@@ -53,6 +53,20 @@ FAMILIES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "mistral": lambda: transformers.MistralConfig(**COMMON, sliding_window=11, head_dim=32),
     "qwen2": lambda: transformers.Qwen2Config(**COMMON),
     "qwen3": lambda: transformers.Qwen3Config(**COMMON, head_dim=32),
+    "mixtral": lambda: transformers.MixtralConfig(**COMMON, num_local_experts=5, sliding_window=11),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **{**COMMON, "num_hidden_layers": 5},
+        head_dim=32,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=40,
+        norm_topk_prob=True,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+    ),
+    "qwen3_moe_unnormalized": lambda: transformers.Qwen3MoeConfig(
+        **COMMON, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40
+    ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **{**COMMON, "num_hidden_layers": 4, "tie_word_embeddings": True},
         head_dim=32,

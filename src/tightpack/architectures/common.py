@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from tightpack.architectures.config_fields import ConfigError, Fields
-from tightpack.architectures.model_spec import Activation
+from tightpack.architectures.model_spec import Activation, ExpertsSpec
 
 ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 MAX_LAYERS = 1_000  # Llama 3.1 405B has 126
 MAX_HEAD_DIM = 65_536
+MAX_EXPERTS = 4_096  # DeepSeek-V3 has 256
 
 
 class Sizes(TypedDict):
@@ -75,3 +76,28 @@ def layer_types(config: Mapping[str, Any], default: Sequence[str]) -> tuple[str,
                 f"config field 'layer_types' has {kind!r}; supported: full_attention, sliding_attention"
             )
     return tuple(given)
+
+
+def read_experts(
+    config: Mapping[str, Any],
+    *,
+    count: int,
+    experts_per_token: int,
+    intermediate_size: int,
+    normalized: bool,
+    **names: str,
+) -> ExpertsSpec:
+    """The experts of a layer; names: as ExpertsSpec has them, where they are not the usual ones."""
+    if not experts_per_token <= count <= MAX_EXPERTS:
+        raise ConfigError(
+            f"config field 'num_experts_per_tok' is {experts_per_token} of {count} experts; it must be no "
+            f"more than there are, and they no more than {MAX_EXPERTS:,}"
+        )
+    Fields(config).refuse("shared_expert_intermediate_size", 0)
+    return ExpertsSpec(
+        count=count,
+        experts_per_token=experts_per_token,
+        intermediate_size=intermediate_size,
+        normalized=normalized,
+        **names,
+    )

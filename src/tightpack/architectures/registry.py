@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tightpack.architectures import gemma3, llama, mistral, qwen2, qwen3
+from tightpack.architectures import gemma3, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
 from tightpack.architectures.config_fields import ConfigError
 from tightpack.architectures.model_spec import ModelSpec
 
@@ -16,8 +16,10 @@ FAMILIES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], ModelSpec]]] = M
     {
         "llama": ("LlamaForCausalLM", llama.model_spec),
         "mistral": ("MistralForCausalLM", mistral.model_spec),
+        "mixtral": ("MixtralForCausalLM", mixtral.model_spec),
         "qwen2": ("Qwen2ForCausalLM", qwen2.model_spec),
         "qwen3": ("Qwen3ForCausalLM", qwen3.model_spec),
+        "qwen3_moe": ("Qwen3MoeForCausalLM", qwen3_moe.model_spec),
         "gemma3_text": ("Gemma3ForCausalLM", gemma3.model_spec),
         "gemma3": ("Gemma3ForConditionalGeneration", gemma3.model_spec),
     }

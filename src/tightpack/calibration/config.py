@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.calibration.group_size import default_group_size
-from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
+from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme, sites_of
 from tightpack.requests.arguments import require_one_of, strict_keywords
 from tightpack.schemes.quantized import ActivationFormat
 
@@ -196,14 +196,14 @@ class QuantizationRecipe:
 
 
 def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
-    """The recipe for a model. Raises ValueError naming the tensor that a group size does not divide, or the
-    pattern that matches no linear."""
+    """The recipe for a model. Raises ValueError naming the tensor that a group size does not divide, the
+    pattern that matches no linear, or the model that the method cannot calibrate."""
     shapes = spec.tensor_shapes()
     ignored = _ignored(config, spec)
     widths = {
         name: shapes[f"{name}.weight"][1]
         for layer in range(spec.num_layers)
-        for site in SITES
+        for site in sites_of(spec, layer)
         if (layer, site.name) not in ignored
         for name in site.names(layer)
     }
@@ -211,7 +211,7 @@ def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
         raise ValueError(f"ignore={', '.join(config.ignore)} leaves no linear to quantize")
     config = _with_defaults(config, widths)
     scheme = _scheme(config)
-    return QuantizationRecipe(
+    recipe = QuantizationRecipe(
         config=config,
         schemes={
             (layer, site.name): DENSE if (layer, site.name) in ignored else scheme
@@ -219,6 +219,13 @@ def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
             for site in SITES
         },
     )
+    if spec.is_mixture and recipe.needs_text:
+        raise ValueError(
+            f"{spec.family} is a mixture of experts, whose linears are rounded without calibration text: "
+            "take method rtn, int8, llm.int8 or fp8, without fp8_fallback, mixed precisions and "
+            f"kv_cache_dtype (method={config.method!r} was asked for)"
+        )
+    return recipe
 
 
 def _with_defaults(config: QuantizationConfig, widths: Mapping[str, int]) -> QuantizationConfig:
@@ -280,13 +287,13 @@ def _ignored(config: QuantizationConfig, spec: ModelSpec) -> set[tuple[int, str]
         hits = {
             (layer, site.name)
             for layer in range(spec.num_layers)
-            for site in SITES
+            for site in sites_of(spec, layer)
             if any(matches(name) for name in site.names(layer))
         }
         if not hits and not any(matches(name) for name in ("lm_head", "model.embed_tokens")):
             raise ValueError(
                 f"ignore pattern {pattern!r} matches no linear; they are called like "
-                f"{', '.join(name for site in SITES for name in site.names(0)[:1])}"
+                f"{', '.join(name for site in sites_of(spec, 0) for name in site.names(0)[:1])}"
             )
         found |= hits
     return found

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tightpack.calibration.applied_linear import applied_linear
 from tightpack.calibration.layer_walk import Apply, Walk
-from tightpack.calibration.sites import SITES
+from tightpack.calibration.sites import sites_of
 from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
 
@@ -22,7 +22,7 @@ def linear_of(walk: Walk, name: str, linear: QuantizedLinear, bias: Tensor | Non
 def stored_bias(walk: Walk, name: str) -> Tensor | None:
     """Float32 [outputs], or None where the linear of that full name has none."""
     full = f"{name}.bias"
-    if full not in walk.spec.tensor_shapes():
+    if full not in walk.checkpoint.tensors.infos:
         return None
     return as_tensor(walk.checkpoint.read(full)).float()
 
@@ -34,8 +34,17 @@ def dense_linear(walk: Walk, name: str) -> QuantizedLinear:
 def original_linears(walk: Walk, index: int) -> dict[str, Apply]:
     """All linears of layer `index` as the checkpoint has them, by their names inside the layer."""
     prefix = f"model.layers.{index}."
-    return {
+    return routers(walk, index) | {
         name.removeprefix(prefix): linear_of(walk, name, dense_linear(walk, name), stored_bias(walk, name))
-        for site in SITES
+        for site in sites_of(walk.spec, index)
         for name in site.names(index)
     }
+
+
+def routers(walk: Walk, index: int) -> dict[str, Apply]:
+    """The router of layer `index` by its name inside the layer; nothing where there are no experts."""
+    experts = walk.spec.layers[index].experts
+    if experts is None:
+        return {}
+    name = f"model.layers.{index}.{experts.router}"
+    return {experts.router: linear_of(walk, name, dense_linear(walk, name), None)}

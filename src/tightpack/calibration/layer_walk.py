@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tightpack.architectures.model_spec import ModelSpec
+from tightpack.architectures.model_spec import ExpertsSpec, ModelSpec
 from tightpack.calibration.sites import SITES
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.grouped_linear import OneByOne
+from tightpack.torch_backend.mlp import MixtureOfExperts
 from tightpack.torch_backend.norm import rms_norm
 from tightpack.torch_backend.rotary import pair_order, rotate_, rotation_table
+from tightpack.torch_backend.rounded_linear import SideBySide
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -46,6 +49,7 @@ class DecoderLayer:
     ) -> None:
         self.spec = spec
         self._window = spec.layers[index].window
+        self._experts = spec.layers[index].experts
         self._rotation = rotation.unsqueeze(1)
         self._dtype = dtype
         self._device = device
@@ -120,14 +124,29 @@ class DecoderLayer:
         return x + projected
 
     def forward(self, x: Tensor, linears: Mapping[str, Apply], round_kv: RoundKV | None = None) -> Tensor:
-        """The whole layer; linears: by their names inside it (see `SITES`)."""
+        """The whole layer; linears: by their names inside it (see `sites_of`), and a mixture's router."""
         q, k, v = (linears[name] for name in SITES[0].linears)
         normed = self.attention_input(x)
         mixed = self.attend(q(normed), k(normed), v(normed), round_kv)
         x = self.after_attention(x, linears["self_attn.o_proj"](mixed))
         normed = self.mlp_input(x)
+        if self._experts is not None:
+            return self.after_mlp(x, self._mixed(self._experts, normed, linears))
         hidden = self.gated(linears["mlp.gate_proj"](normed), linears["mlp.up_proj"](normed))
         return self.after_mlp(x, linears["mlp.down_proj"](hidden))
+
+    def _mixed(self, experts: ExpertsSpec, normed: Tensor, linears: Mapping[str, Apply]) -> Tensor:
+        numbers = range(experts.count)
+        mixture = MixtureOfExperts(
+            experts,
+            linears[experts.router],
+            OneByOne(
+                [SideBySide([linears[n.format(e)] for n in (experts.gate, experts.up)]) for e in numbers]
+            ),
+            OneByOne([linears[experts.down.format(e)] for e in numbers]),
+            self.spec.activation,
+        )
+        return mixture(normed.flatten(0, -2)).view(normed.shape)
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
         return rms_norm(x, self._norms[name], self.spec.norm_eps)

@@ -25,7 +25,7 @@ from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk, mlp_norm
 from tightpack.calibration.original_path import original_inputs
 from tightpack.calibration.resume import LayerResult
 from tightpack.calibration.site_quantizer import input_scales, quantize_site, wants_hessian
-from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
+from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme, sites_of
 from tightpack.calibration.statistics import InputStatistics
 from tightpack.schemes.quantized import QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
@@ -62,7 +62,7 @@ class LayerRun:
 
     def quantize(self) -> LayerResult:
         if self._x is None:
-            for site in SITES:
+            for site in sites_of(self._walk.spec, self._index):
                 self._round_alone(site)
         else:
             self._calibrate(self._x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tightpack.architectures.model_spec import ModelSpec
 from tightpack.schemes.quantized import ActivationFormat
 
 SiteName = Literal["qkv", "o", "gate_up", "down"]
@@ -74,3 +75,17 @@ class SiteScheme:
 
 
 DENSE = SiteScheme(precision="dense")
+
+
+def sites_of(spec: ModelSpec, layer: int) -> tuple[Site, ...]:
+    """The sites of a layer, in the order of `SITES` and under their names. All experts of a mixture are one
+    site each way: gates and ups, downs."""
+    experts = spec.layers[layer].experts
+    if experts is None:
+        return SITES
+    numbers = range(experts.count)
+    return (
+        *SITES[:2],
+        Site("gate_up", tuple(name.format(n) for n in numbers for name in (experts.gate, experts.up))),
+        Site("down", tuple(experts.down.format(n) for n in numbers)),
+    )

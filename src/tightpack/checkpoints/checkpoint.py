@@ -128,3 +128,13 @@ class Checkpoint:
     @property
     def num_parameters(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.spec.tensor_shapes().values())
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that a token meets: all but the experts that it does not take."""
+        idle = 0
+        for layer in self.spec.layers:
+            if layer.experts is not None:
+                one = 3 * layer.experts.intermediate_size * self.spec.hidden_size
+                idle += (layer.experts.count - layer.experts.experts_per_token) * one
+        return self.num_parameters - idle

@@ -22,7 +22,7 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
         spec = model_spec(config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    tensors = tensors_of(file, config)
+    tensors = tensors_of(file, config, spec)
     validate_tensors(spec, tensors, path, tensors.stored_name)
     tokenizer = gguf_tokenizer(file)
     spec = replace(spec, bos_token_id=tokenizer.bos_token_id, eos_token_ids=tokenizer.eos_token_ids)

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.checkpoint import CheckpointError
 from tightpack.checkpoints.gguf_file import GgufFile
 from tightpack.checkpoints.gguf_tensors import GgufTensors
 
-# GGUF architecture -> (model_type, class in transformers); "llama" also carries Mistral.
+# GGUF architecture -> (model_type, class in transformers); "llama" also carries Mistral and Mixtral.
 ARCHITECTURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "llama": ("llama", "LlamaForCausalLM"),
         "qwen2": ("qwen2", "Qwen2ForCausalLM"),
         "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+        "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
         "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     }
 )
@@ -34,9 +36,13 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
     model_type, class_name = metadata.architecture()
     if metadata.get("attention.sliding_window") and model_type == "llama":
         model_type, class_name = "mistral", "MistralForCausalLM"
-    if metadata.get("expert_count"):
+    mixture = bool(metadata.get("expert_count"))
+    if mixture and model_type == "llama":
+        model_type, class_name = "mixtral", "MixtralForCausalLM"
+    elif mixture and model_type != "qwen3_moe":
         raise CheckpointError(
-            f"{file.path}: mixtures of experts are not supported ({metadata.key('expert_count')})"
+            f"{file.path}: {model_type} with experts ({metadata.key('expert_count')}) is not known here; "
+            "mixtures of architecture llama (Mixtral) and qwen3moe are"
         )
     if int(file.metadata.get("split.count", 1)) > 1:
         raise CheckpointError(
@@ -81,7 +87,9 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
         config |= {"hidden_act": "silu", "attention_bias": "blk.0.attn_q.bias" in file.tensors}
     if model_type == "mistral":
         config["sliding_window"] = metadata.integer("attention.sliding_window")
-    if model_type in ("qwen2", "mistral"):
+    if mixture:
+        config |= _experts(metadata, model_type)
+    if model_type in ("qwen2", "mistral", "mixtral"):
         del config["attention_bias"]
     if model_type == "qwen2":
         # Fixed by the architecture; transformers would derive it, and refuse another, from these two.
@@ -136,6 +144,22 @@ class _Metadata:
                 raise CheckpointError(f"{self.file.path}: metadata {self.key(name)!r} is missing")
             return default
         return float(str(np.float32(value)))
+
+
+def _experts(metadata: _Metadata, model_type: str) -> dict[str, Any]:
+    count, used = metadata.integer("expert_count"), metadata.integer("expert_used_count")
+    if model_type == "mixtral":
+        return {"num_local_experts": count, "num_experts_per_tok": used}
+    layers = range(metadata.integer("block_count"))
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
+        # GGUF does not say; llama.cpp divides by the sum.
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in metadata.file.tensors],
+    }
 
 
 def _gemma3(metadata: _Metadata, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
@@ -217,7 +241,7 @@ def _factors_as_config(factors: NDArray[np.float32], theta: float, head_dim: int
     }
 
 
-def tensors_of(file: GgufFile, config: Mapping[str, Any]) -> GgufTensors:
+def tensors_of(file: GgufFile, config: Mapping[str, Any], spec: ModelSpec) -> GgufTensors:
     """The file's tensors under Hugging Face's names, undoing what llama.cpp's converter did to their
     values."""
     permuted = file.metadata.get("general.architecture") == "llama"
@@ -225,6 +249,7 @@ def tensors_of(file: GgufFile, config: Mapping[str, Any]) -> GgufTensors:
         file,
         heads=int(config["num_attention_heads"]) if permuted else None,
         kv_heads=int(config["num_key_value_heads"]) if permuted else None,
+        experts=next((layer.experts for layer in spec.layers if layer.experts is not None), None),
         norm_offset=1.0 if config["model_type"] == "gemma3_text" else 0.0,
         sandwich_norms=config["model_type"] == "gemma3_text",
         used_elsewhere=(ROPE_FACTORS,),

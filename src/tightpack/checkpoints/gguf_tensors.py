@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tightpack.architectures.model_spec import ExpertsSpec
 from tightpack.checkpoints.checkpoint import CheckpointError, QuantizationInfo, TensorInfo
 from tightpack.checkpoints.gguf_dequantize import dequantize
 from tightpack.checkpoints.gguf_file import GgufFile, GgufTensor
@@ -39,6 +41,9 @@ _IN_LAYER = MappingProxyType(
         "ffn_down": "mlp.down_proj",
     }
 )
+# One tensor for the experts of a layer, each a slice of it.
+_EXPERTS = MappingProxyType({"ffn_gate_exps": "gate", "ffn_up_exps": "up", "ffn_down_exps": "down"})
+_ROUTER = "ffn_gate_inp"
 # Where there are norms after attention and MLP too, ffn_norm is no longer the one after attention.
 _NORMS = MappingProxyType({"ffn_norm": "post_attention_layernorm"})
 _SANDWICH_NORMS = MappingProxyType(
@@ -58,6 +63,7 @@ class GgufTensors:
 
     heads, kv_heads: given where llama.cpp's converter interleaved the rows of queries and keys, so that
         pairs to be rotated are neighbours; the rows are put back.
+    experts: those of the layers that have some, under the names that Hugging Face gives them.
     norm_offset: what the converter added to every norm weight.
     used_elsewhere: tensors that are no weights.
     """
@@ -68,6 +74,7 @@ class GgufTensors:
         *,
         heads: int | None = None,
         kv_heads: int | None = None,
+        experts: ExpertsSpec | None = None,
         norm_offset: float = 0.0,
         sandwich_norms: bool = False,
         used_elsewhere: Collection[str] = (),
@@ -75,12 +82,24 @@ class GgufTensors:
         self._file = file
         self._heads, self._kv_heads, self._norm_offset = heads, kv_heads, norm_offset
         in_layer = {**_IN_LAYER, **(_SANDWICH_NORMS if sandwich_norms else _NORMS)}
+        if experts is not None:
+            in_layer[_ROUTER] = experts.router
         self._spelled = {huggingface: gguf for gguf, huggingface in [*_TOP.items(), *in_layer.items()]}
-        self._tensors: dict[str, GgufTensor] = {
-            _huggingface_name(name, in_layer): tensor
-            for name, tensor in file.tensors.items()
-            if name not in used_elsewhere
-        }
+        self._tensors: dict[str, GgufTensor] = {}
+        for name, tensor in file.tensors.items():
+            if name in used_elsewhere:
+                continue
+            place = _experts_place(name, tensor, experts)
+            if place is None:
+                self._tensors[_huggingface_name(name, in_layer)] = tensor
+            else:
+                self._tensors |= _one_by_one(tensor, place)
+        if experts is not None:
+            self._spelled |= {
+                getattr(experts, role).format(expert): gguf
+                for gguf, role in _EXPERTS.items()
+                for expert in range(experts.count)
+            }
         self._infos = {
             name: TensorInfo(tensor.shape, tensor.precision.name, tensor.num_bytes)
             for name, tensor in self._tensors.items()
@@ -133,7 +152,9 @@ class GgufTensors:
         linears = {
             name.removesuffix(".weight"): gguf_blocks.label(tensor.precision.name)
             for name, tensor in self._tensors.items()
-            if tensor.precision.block_elements > 1 and name != "model.embed_tokens.weight"
+            if tensor.precision.block_elements > 1
+            and name != "model.embed_tokens.weight"
+            and f".{_ROUTER}." not in tensor.name
         }
         return QuantizationInfo("gguf", linears) if linears else None
 
@@ -173,3 +194,26 @@ def _huggingface_name(name: str, in_layer: Mapping[str, str]) -> str:
     if match and match[2] in in_layer:
         return f"model.layers.{match[1]}.{in_layer[match[2]]}.{kind}"
     return name
+
+
+def _experts_place(name: str, tensor: GgufTensor, experts: ExpertsSpec | None) -> str | None:
+    """The full name of a layer's experts with {} for the number; None for a tensor of anything else."""
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if experts is None or match is None or match[2] not in _EXPERTS:
+        return None
+    # A tensor of another shape is left as it is, for validation to name.
+    if len(tensor.shape) != 3 or tensor.shape[0] != experts.count:
+        return None
+    return f"model.layers.{match[1]}.{getattr(experts, _EXPERTS[match[2]])}.weight"
+
+
+def _one_by_one(tensor: GgufTensor, place: str) -> dict[str, GgufTensor]:
+    """The experts of one tensor, each where it lies in the file."""
+    count, *shape = tensor.shape
+    num_bytes = tensor.num_bytes // count
+    return {
+        place.format(expert): replace(
+            tensor, shape=tuple(shape), offset=tensor.offset + expert * num_bytes, num_bytes=num_bytes
+        )
+        for expert in range(count)
+    }

@@ -12,6 +12,7 @@ from tightpack.architectures import gemma3
 from tightpack.architectures.config_fields import ConfigError, Fields
 from tightpack.architectures.registry import model_spec
 from tightpack.checkpoints.checkpoint import Checkpoint, CheckpointError, GenerationDefaults, TensorSource
+from tightpack.checkpoints.fused_experts import FusedExperts
 from tightpack.checkpoints.huggingface_tokenizer import huggingface_tokenizer
 from tightpack.checkpoints.json_file import read_object, read_optional_object
 from tightpack.checkpoints.quantized_tensors import QuantizedTensors
@@ -51,7 +52,8 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     except ConfigError as error:
         raise CheckpointError(f"{config_path}: {error}{_remote_code(config)}") from error
     multimodal = config["model_type"] == "gemma3"
-    tensors = SafetensorsShards(directory, _text_part if multimodal else _unchanged)
+    shards = SafetensorsShards(directory, _text_part if multimodal else _unchanged)
+    tensors = FusedExperts(spec, shards) if spec.is_mixture else shards
     if multimodal and not tensors.infos:
         raise CheckpointError(
             f"{directory}: no tensor of a text model (language_model.*) in this multimodal checkpoint"

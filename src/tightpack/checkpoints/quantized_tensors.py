@@ -22,11 +22,8 @@ from tightpack.checkpoints.validation import UNQUANTIZED_NEVER, is_redundant, li
 from tightpack.schemes.layout import LayoutError, LinearLayout, Recipe, Stored
 from tightpack.schemes.quantized import DenseWeight, KVCacheFormat, QuantizedLinear
 
-# Linears that decoders fuse, and which therefore share a scheme.
-SHARING = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.gate_proj", "mlp.up_proj"),
-)
+_ATTENTION: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj")
 _KV_SCALES = ("k_scale", "v_scale")
 # Where compressed-tensors kept them before 0.13.
 _OLD_KV_SCALES = ("k_proj.output_scale", "v_proj.output_scale")
@@ -106,15 +103,13 @@ class QuantizedTensors:
         return outputs, inputs
 
     def _check_shared(self, spec: ModelSpec) -> None:
-        for layer in range(spec.num_layers):
-            for names in SHARING:
-                first, *others = (f"model.layers.{layer}.{name}" for name in names)
-                for other in others:
-                    if self._layouts.get(first) != self._layouts.get(other):
-                        raise CheckpointError(
-                            f"{self._path}: {first} is {self._label(first)} and {other} is "
-                            f"{self._label(other)}; linears that read the same input must share a scheme"
-                        )
+        for first, *others in sharing_inputs(spec):
+            for other in others:
+                if self._layouts.get(first) != self._layouts.get(other):
+                    raise CheckpointError(
+                        f"{self._path}: {first} is {self._label(first)} and {other} is "
+                        f"{self._label(other)}; linears that read the same input must share a scheme"
+                    )
 
     def _label(self, name: str) -> str:
         return f"({self._layouts[name].label})" if name in self._layouts else "not quantized"
@@ -237,12 +232,27 @@ class QuantizedTensors:
 
 
 def linear_names(spec: ModelSpec) -> list[str]:
-    """Names of all linears of a model, the head included where it is not tied."""
+    """Names of all linears that may be quantized, the head included where it is not tied; no router."""
+    routers = {f"{name}.weight" for name in spec.router_names()}
     return [
         name.removesuffix(".weight")
         for name, shape in spec.tensor_shapes().items()
-        if len(shape) == 2 and name != "model.embed_tokens.weight"
+        if len(shape) == 2 and name != "model.embed_tokens.weight" and name not in routers
     ]
+
+
+def sharing_inputs(spec: ModelSpec) -> Iterator[list[str]]:
+    """Names of linears that decoders fuse because they read one input, and which therefore share a scheme."""
+    for index, layer in enumerate(spec.layers):
+        groups = [_ATTENTION]
+        if layer.experts is None:
+            groups.append(_MLP)
+        else:
+            experts = layer.experts
+            groups += [
+                (experts.gate.format(expert), experts.up.format(expert)) for expert in range(experts.count)
+            ]
+        yield from ([f"model.layers.{index}.{name}" for name in group] for group in groups)
 
 
 def _without_trailing_ones(shape: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.checkpoint import Checkpoint, CheckpointError
 from tightpack.checkpoints.model_files import whole_directory, write_model_files
-from tightpack.checkpoints.quantized_tensors import SHARING, linear_names
+from tightpack.checkpoints.quantized_tensors import linear_names, sharing_inputs
 from tightpack.checkpoints.safetensors_stream import SafetensorsStream
 from tightpack.checkpoints.safetensors_writer import SHARD_BYTES
 from tightpack.schemes import awq_gemm, bitsandbytes8, compressed_tensors_config, gptq
@@ -68,7 +68,7 @@ def write_quantized(
     if layout not in LAYOUTS:
         raise CheckpointError(f"layout {layout!r} is not written; supported: {', '.join(LAYOUTS)}")
     spec, shapes = source.spec, source.spec.tensor_shapes()
-    names = linear_names(spec)
+    names = dict.fromkeys(linear_names(spec))
     own = source.tensors.infos["model.embed_tokens.weight"].precision
     chosen = dtype or _OWN.get(own, "bfloat16")
     _check_overrides(shapes, names, overrides)
@@ -104,8 +104,9 @@ def write_quantized(
                 add(name, _cast(name, values, chosen).reshape(shape))
             cache = _write_cache_scales(spec, kv_cache_format, add, chosen)
         try:
-            # A tied head is no tensor of its own, but loaders have a linear for it.
-            left = [name for name in dict.fromkeys([*names, "lm_head"]) if name not in kinds]
+            # Loaders have linears for a tied head, which is no tensor of its own, and for routers.
+            every = dict.fromkeys([*names, *spec.router_names(), "lm_head"])
+            left = [name for name in every if name not in kinds]
             config = packer.config(left, cache)
         except LayoutError as error:
             raise CheckpointError(f"layout {layout!r}: {error}") from error
@@ -197,15 +198,13 @@ def _kind(linear: QuantizedLinear) -> str:
 
 
 def _check_shared(spec: ModelSpec, kinds: Mapping[str, str]) -> None:
-    for layer in range(spec.num_layers):
-        for group in SHARING:
-            first, *others = (f"model.layers.{layer}.{name}" for name in group)
-            for other in others:
-                if kinds.get(first) != kinds.get(other):
-                    raise CheckpointError(
-                        f"{first} is {kinds.get(first, 'not quantized')} and {other} is "
-                        f"{kinds.get(other, 'not quantized')}; linears of one input must share a scheme"
-                    )
+    for first, *others in sharing_inputs(spec):
+        for other in others:
+            if kinds.get(first) != kinds.get(other):
+                raise CheckpointError(
+                    f"{first} is {kinds.get(first, 'not quantized')} and {other} is "
+                    f"{kinds.get(other, 'not quantized')}; linears of one input must share a scheme"
+                )
 
 
 def _check_cache(spec: ModelSpec, cache: KVCacheFormat | None, layout: str) -> None:

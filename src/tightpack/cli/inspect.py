@@ -50,6 +50,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": checkpoint.name,
         "architecture": spec.family,
         "parameters": checkpoint.num_parameters,
+        "active_parameters": checkpoint.num_active_parameters,
         "bytes": sum(num_bytes.values()),
         "bytes_by_precision": dict(num_bytes.most_common()),
         "bits_per_parameter": round(8 * sum(num_bytes.values()) / checkpoint.num_parameters, 2),
@@ -57,6 +58,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
+        "experts": _experts(checkpoint),
         "heads": spec.num_heads,
         "kv_heads": spec.num_kv_heads,
         "head_dim": spec.head_dim,
@@ -84,6 +86,8 @@ def _cpu_memory(checkpoint: Checkpoint) -> dict[str, int] | None:
 
     args, spec = EngineArgs(), checkpoint.spec
     kv_cache = resolve_kv_cache("auto", checkpoint, "bf16")
+    if spec.is_mixture:
+        return None
     try:
         num_blocks = kv_memory.blocks_within(
             kv_memory.cpu_budget(),
@@ -101,6 +105,20 @@ def _cpu_memory(checkpoint: Checkpoint) -> dict[str, int] | None:
         "kv_pool": memory.kv_pool,
         "process": memory.process,
         "total": memory.total,
+    }
+
+
+def _experts(checkpoint: Checkpoint) -> dict[str, int] | None:
+    """Of the layers that are mixtures; None where there are none."""
+    mixtures = [layer.experts for layer in checkpoint.spec.layers if layer.experts is not None]
+    if not mixtures:
+        return None
+    first = mixtures[0]
+    return {
+        "layers": len(mixtures),
+        "count": first.count,
+        "per_token": first.experts_per_token,
+        "intermediate_size": first.intermediate_size,
     }
 
 
@@ -150,6 +168,9 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_row(
         "parameters", f"{_scaled(facts['parameters'], 1000, ('', 'K', 'M', 'B'))}  ({facts['parameters']:,})"
     )
+    if facts["experts"]:
+        active = facts["active_parameters"]
+        table.add_row("  active", f"{_scaled(active, 1000, ('', 'K', 'M', 'B'))} a token  ({active:,})")
     table.add_row("weights", f"{_size(facts['bytes'])}, {facts['bits_per_parameter']} bits a parameter")
     for precision, num_bytes in facts["bytes_by_precision"].items():
         table.add_row(f"  {precision}", f"{_size(num_bytes)}  ({num_bytes / facts['bytes']:.1%})")
@@ -158,6 +179,13 @@ def _print_table(facts: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("layers", f"{facts['layers']}")
     table.add_row("hidden, MLP", f"{facts['hidden_size']:,}, {facts['intermediate_size']:,}")
+    if facts["experts"]:
+        experts = facts["experts"]
+        table.add_row(
+            "experts",
+            f"{experts['per_token']} of {experts['count']}, {experts['intermediate_size']:,} wide, in "
+            f"{experts['layers']} layers",
+        )
     table.add_row(
         "heads", f"{facts['heads']} of {facts['head_dim']}, {facts['kv_heads']} for keys and values"
     )

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.calibration.applied_linear import applied_linear
-from tightpack.calibration.layer_linears import linear_of, stored_bias
+from tightpack.calibration.layer_linears import linear_of, routers, stored_bias
 from tightpack.calibration.layer_walk import RoundKV, Walk
-from tightpack.calibration.sites import SITES
+from tightpack.calibration.sites import sites_of
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend.arrays import as_tensor
@@ -61,8 +61,8 @@ def _pass_layer(walk: Walk, index: int, x: Tensor) -> None:
     """Replace hidden states before the layer by those after it."""
     checkpoint = walk.checkpoint
     prefix = f"model.layers.{index}."
-    linears = {}
-    for site in SITES:
+    linears = routers(walk, index)
+    for site in sites_of(walk.spec, index):
         for name in site.names(index):
             linear = checkpoint.read_linear(name)
             linears[name.removeprefix(prefix)] = linear_of(walk, name, linear, stored_bias(walk, name))

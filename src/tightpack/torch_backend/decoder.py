@@ -49,13 +49,7 @@ class Decoder:
             if weights.attention_post_norm is not None:
                 mixed = rms_norm(mixed, weights.attention_post_norm, eps)
             x.add_(mixed)
-            gate, up = weights.gate_up(rms_norm(x, weights.mlp_norm, eps)).chunk(2, dim=-1)
-            gate = (
-                functional.silu(gate)
-                if spec.activation == "silu"
-                else functional.gelu(gate, approximate="tanh")
-            )
-            mixed = weights.down(gate.mul_(up))
+            mixed = weights.mlp(rms_norm(x, weights.mlp_norm, eps))
             if weights.mlp_post_norm is not None:
                 mixed = rms_norm(mixed, weights.mlp_post_norm, eps)
             x.add_(mixed)

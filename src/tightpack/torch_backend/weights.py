@@ -12,15 +12,17 @@ from torch import Tensor
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.grouped_linear import GroupedLinear, build_grouped_linear
 from tightpack.torch_backend.linear import Linear, LinearLayer
+from tightpack.torch_backend.mlp import GatedMlp, MixtureOfExperts, Mlp
 from tightpack.torch_backend.quantized_weights import RowOrder, build_linear, stack_rows
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """qkv: queries, keys and values in one linear; gate_up likewise. Head dimensions of queries and keys are
-    in the order of `rotary.pair_order`. qk_norm: [num_heads + num_kv_heads, head_dim].
+    """qkv: queries, keys and values in one linear. Head dimensions of queries and keys are in the order of
+    `rotary.pair_order`. qk_norm: [num_heads + num_kv_heads, head_dim].
     """
 
     attention_norm: Tensor
@@ -29,8 +31,7 @@ class LayerWeights:
     output: LinearLayer
     attention_post_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: LinearLayer
-    down: LinearLayer
+    mlp: Mlp
     mlp_post_norm: Tensor | None
 
 
@@ -57,7 +58,7 @@ def load_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
 
 def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
     prefix = f"model.layers.{index}."
-    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    attention = prefix + "self_attn."
     qk_norm = None
     if spec.qk_norm:
         order = pair_order(spec.head_dim)
@@ -78,9 +79,25 @@ def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
         mlp_norm=loader.norm(
             prefix + ("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm")
         ),
-        gate_up=loader.linear([mlp + "gate_proj", mlp + "up_proj"], bias=spec.mlp_bias),
-        down=loader.linear([mlp + "down_proj"], bias=spec.mlp_bias),
+        mlp=_load_mlp(loader, spec, index),
         mlp_post_norm=loader.norm(prefix + "post_feedforward_layernorm") if sandwich else None,
+    )
+
+
+def _load_mlp(loader: _Loader, spec: ModelSpec, index: int) -> Mlp:
+    prefix = f"model.layers.{index}."
+    experts = spec.layers[index].experts
+    if experts is None:
+        gate_up = loader.linear([prefix + "mlp.gate_proj", prefix + "mlp.up_proj"], bias=spec.mlp_bias)
+        down = loader.linear([prefix + "mlp.down_proj"], bias=spec.mlp_bias)
+        return GatedMlp(gate_up, down, spec.activation)
+    numbers = range(experts.count)
+    return MixtureOfExperts(
+        experts,
+        loader.linear([prefix + experts.router], bias=False),
+        loader.grouped([[prefix + role.format(n) for role in (experts.gate, experts.up)] for n in numbers]),
+        loader.grouped([[prefix + experts.down.format(n)] for n in numbers]),
+        spec.activation,
     )
 
 
@@ -116,6 +133,11 @@ class _Loader:
             dtype=self.dtype,
             device=self.device,
         )
+
+    def grouped(self, names: Sequence[Sequence[str]]) -> GroupedLinear:
+        """names: for each expert, its linears of one input."""
+        experts = [[self.checkpoint.read_linear(name) for name in of_one] for of_one in names]
+        return build_grouped_linear(experts, dtype=self.dtype, device=self.device)
 
     def norm(self, name: str) -> Tensor:
         """The effective weight; float32 where an offset would otherwise be lost to rounding."""
