@@ -44,6 +44,15 @@ def test_doubles_then_bisects() -> None:
     assert (found.rate, found.unmet_rate) == (5.0, 5.5)
 
 
+def test_a_good_guess_takes_small_steps_at_first() -> None:
+    near = search(5.0, 4.9, resolution=0.05, step=1.1)
+    assert len(near.probes) == 3
+    far = search(5.0, 1.0, resolution=0.5, step=1.1)
+    assert [round(probe.rate, 2) for probe in far.probes] == [1.0, 1.1, 1.33, 1.95, 3.9, 7.79, 5.85]
+    with pytest.raises(ValueError, match="step of a search lies above 1"):
+        search(5.0, 1.0, step=1.0)
+
+
 def test_a_system_that_never_meets_its_level_has_no_capacity() -> None:
     found = search(0.0, 1.0)
     assert (found.rate, found.best) == (0.0, None)

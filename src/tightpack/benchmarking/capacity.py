@@ -50,24 +50,27 @@ class Capacity:
 
 
 def find_capacity(
-    policy: str, probe: Callable[[float], Probe], start: float, *, resolution: float = 0.05
+    policy: str, probe: Callable[[float], Probe], start: float, *, resolution: float = 0.05, step: float = 2.0
 ) -> Capacity:
     """Search the largest rate whose probe meets its service level, to within `resolution` of itself.
 
-    The rate is doubled while it is met, or halved until it is, and then bisected, on the assumption that a
-    load below one that is met is met. start: requests a second, a guess.
+    The rate is multiplied by `step` while it is met, or divided until it is, and then bisected, on the
+    assumption that a load below one that is met is met. start: requests a second, a guess. step: the nearer
+    the guess the smaller, to save probes; it grows to 2 while the guess turns out to be far off.
     """
     if not start > 0:
         raise ValueError(f"the search for a capacity starts above 0 requests a second, got {start}")
     if not 0 < resolution < 1:
         raise ValueError(f"the resolution of a capacity lies between 0 and 1, got {resolution}")
+    if not 1 < step <= 2:
+        raise ValueError(f"the step of a search lies above 1 and up to 2, got {step}")
     probes: list[Probe] = []
 
     def is_met(rate: float) -> bool:
         probes.append(probe(rate))
         return probes[-1].verdict.met
 
-    low, high = _bracket(is_met, start)
+    low, high = _bracket(is_met, start, step)
     while low and high is not None and high > low * (1 + resolution):
         middle = (low + high) / 2
         if is_met(middle):
@@ -77,15 +80,15 @@ def find_capacity(
     return Capacity(policy, low, high, tuple(probes))
 
 
-def _bracket(is_met: Callable[[float], bool], start: float) -> tuple[float, float | None]:
+def _bracket(is_met: Callable[[float], bool], start: float, step: float) -> tuple[float, float | None]:
     """A rate that is met (0: none was) and one above it that is not (None: all were)."""
     rate = start
     upwards = is_met(rate)
     for _ in range(_MOST_BRACKETING):
-        following = rate * 2 if upwards else rate / 2
+        following = rate * step if upwards else rate / step
         if is_met(following) != upwards:
             return (rate, following) if upwards else (following, rate)
-        rate = following
+        rate, step = following, min(2.0, step * step)
     return (rate, None) if upwards else (0.0, rate)
 
 

@@ -57,6 +57,7 @@ def bench(
     num_threads: ThreadsOption = None,
     enable_prefix_caching: options.PrefixCachingOption = False,
     no_warmup: options.NoWarmupOption = False,
+    simulate: options.SimulateOption = None,
     repeats: options.RepeatsOption = 1,
     url: options.UrlOption = None,
     served_model: options.ServedModelOption = None,
@@ -81,7 +82,8 @@ def bench(
     when they are due whether the engine is ready for them or not (open loop), so waiting is measured.
 
     Examples: `tightpack bench --requests 64 --mixed --rate 1,2,4 --json run.json --html run.html`;
-    `tightpack bench --find-capacity --mixed`; `tightpack bench --url http://127.0.0.1:8000 --clients 8`
+    `tightpack bench --find-capacity --mixed`; `tightpack bench --url http://127.0.0.1:8000 --clients 8`;
+    `tightpack bench --simulate h100:config.json --quantization fp8 --trace trace.csv --requests 10000`
     """
     given = locals()
     arguments = {name: _plain(value) for name, value in given.items() if name not in _UNRECORDED}
@@ -94,6 +96,7 @@ def bench(
     from tightpack.benchmarking.report import write_json
     from tightpack.cli.bench_plan import make_plan
     from tightpack.cli.bench_run import measure
+    from tightpack.cli.bench_simulate import open_simulation
     from tightpack.cli.bench_target import open_engine, open_server
 
     plan = make_plan(arguments)
@@ -101,8 +104,11 @@ def bench(
     check_writable(html_path, "--html")
     earlier = read_reports(beside or ())
     status = Console(stderr=True, quiet=quiet, highlight=False)
-    opening = open_engine(arguments, plan) if url is None else open_server(arguments, plan, api_key)
-    with status.status(f"opening {url or model}") as spinner, opening as opened:
+    if simulate is not None:
+        opening = open_simulation(arguments, plan)
+    else:
+        opening = open_engine(arguments, plan) if url is None else open_server(arguments, plan, api_key)
+    with status.status(f"opening {simulate or url or model}") as spinner, opening as opened:
         spinner.stop()
         result = measure(Console(), status, opened, plan, arguments)
     if json_path is not None:

@@ -12,6 +12,8 @@ REQUESTS, CAPACITY_REQUESTS, INPUT_LEN, OUTPUT_LEN = 32, 128, 128, 64
 PROBE_SECONDS = 36.0
 # Well under the default number of requests: with one batch for all there would be no policy to compare.
 MAX_NUM_SEQS = 8
+# A simulated device has room for more, and serves thousands.
+SIMULATED_MAX_NUM_SEQS = 256
 
 
 def _panel(name: str) -> Any:
@@ -24,6 +26,7 @@ def _panel(name: str) -> Any:
 
 
 _workload, _server = _panel("Workload"), _panel("A server instead of this process")
+_simulation = _panel("A simulation instead of this machine")
 _capacity, _results = _panel("Capacity"), _panel("Results")
 
 PoliciesOption = Annotated[
@@ -81,7 +84,11 @@ ScenarioOption = Annotated[
 ]
 SeedOption = Annotated[int, _workload("Of lengths, arrivals, classes and prompts; repeats count up from it.")]
 MaxNumSeqsOption = Annotated[
-    int | None, typer.Option(help=f"Requests in a batch at the most.  [default: {MAX_NUM_SEQS}]")
+    int | None,
+    typer.Option(
+        help=f"Requests in a batch at the most.  [default: {MAX_NUM_SEQS}; {SIMULATED_MAX_NUM_SEQS} on a"
+        " simulated device]"
+    ),
 ]
 MaxNumBatchedTokensOption = Annotated[
     int | None,
@@ -104,6 +111,15 @@ RepeatsOption = Annotated[
     typer.Option(
         help="Runs of each policy, in turns, each on newly drawn requests (or the trace's next segment); that"
         " of median throughput is shown, with 95 % confidence intervals of the means."
+    ),
+]
+SimulateOption = Annotated[
+    str | None,
+    _simulation(
+        "Everything on a virtual clock: a device by its data sheet and a model by its config.json (8xh100:…"
+        " for eight that share each layer; --quantization and --kv-cache-dtype as usual), or a file that"
+        " `tightpack calibrate-cost` wrote.",
+        metavar="DEVICE:MODEL|FILE",
     ),
 ]
 UrlOption = Annotated[

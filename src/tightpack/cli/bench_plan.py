@@ -15,7 +15,9 @@ from tightpack.cli.bench_options import (
     OUTPUT_LEN,
     PROBE_SECONDS,
     REQUESTS,
+    SIMULATED_MAX_NUM_SEQS,
 )
+from tightpack.engine_args import DEFAULT_MODEL
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.requests.arguments import nearest_hint
 from tightpack.requests.service_class import ServiceClass
@@ -64,6 +66,8 @@ class Plan:
 def make_plan(arguments: Arguments) -> Plan:
     """Raises ValueError for options that do not go together, or whose values cannot be."""
     _check_numbers(arguments)
+    if arguments["simulate"] is not None:
+        _check_simulation(arguments)
     search = _capacity(arguments)
     if arguments["url"] is not None:
         policies = _server_policies(arguments)
@@ -132,11 +136,17 @@ def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
     tokens = arguments["max_num_batched_tokens"]
     return {
         policy: {
-            "max_num_seqs": arguments["max_num_seqs"] or MAX_NUM_SEQS,
+            "max_num_seqs": arguments["max_num_seqs"] or _max_num_seqs(arguments["simulate"]),
             "max_num_batched_tokens": tokens if policy in ("chunked-prefill", "slo") else None,
         }
         for policy in policy_names(arguments["policies"])
     }
+
+
+def _max_num_seqs(simulate: str | None) -> int:
+    if simulate is None or Path(simulate).is_file():  # a fit holds for batches as large as were measured
+        return MAX_NUM_SEQS
+    return SIMULATED_MAX_NUM_SEQS
 
 
 def _server_policies(arguments: Arguments) -> dict[str, dict[str, int | None]]:
@@ -270,6 +280,16 @@ def _check_numbers(arguments: Arguments) -> None:
     for name in ("time_scale", "length_scale", "burstiness", "probe_seconds"):
         if arguments[name] is not None and not 0 < arguments[name] < float("inf"):
             raise ValueError(f"{_spelled(name)} must be above 0, got {arguments[name]:g}")
+
+
+def _check_simulation(arguments: Arguments) -> None:
+    because = "--simulate runs no model"
+    _refuse_beside(arguments, because, "url", "num_threads", "no_warmup")
+    if arguments["model"] != DEFAULT_MODEL:
+        raise ValueError(f"--simulate names the model itself, as in h100:{arguments['model']}; drop MODEL")
+    for name in ("dtype", "device", "executor", "activation_dtype"):
+        if arguments[name] != "auto":
+            raise ValueError(f"{because}; drop {_spelled(name)}")
 
 
 def _refuse_beside(arguments: Arguments, because: str, *names: str) -> None:

@@ -40,7 +40,7 @@ def measure(
     console.print(f"[bold]{opened.name}[/bold]: {where}", highlight=False, soft_wrap=True)
     workloads = _Workloads(opened, plan, arguments["seed"])
     warmed = 0
-    if not arguments["no_warmup"]:
+    if opened.warms_up and not arguments["no_warmup"]:
         with status.status("warming up"):
             workload = workloads.at(plan.rates[0], 0, purpose="warm-up")
             warm_up(opened.target, plan.policies[0], workload)

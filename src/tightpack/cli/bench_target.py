@@ -17,6 +17,7 @@ class Opened:
 
     label: its name beside other results. vocabulary: the token ids that prompts are drawn from.
     fresh_prompts: whether runs need prompts that it has not seen, because it may remember them.
+    warms_up: whether its first requests may be slower than those that follow.
     """
 
     target: Target
@@ -28,6 +29,7 @@ class Opened:
     max_model_len: int
     prefix_caching: bool | None
     fresh_prompts: bool
+    warms_up: bool = True
 
 
 @contextmanager
