@@ -36,3 +36,28 @@ def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Advan
             progress.update(task, advance=finished, rate=tokens_so_far / elapsed if elapsed else 0.0)
 
         yield advance
+
+
+@contextmanager
+def share_bar(label: str, hidden: bool = False) -> Iterator[Callable[[float, str], None]]:
+    """Yields `advance(share done, what is under way)`. Drawn on standard error, and only on a terminal."""
+    if hidden:
+        yield lambda share, words: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=1.0, words="")
+
+        def advance(share: float, words: str) -> None:
+            progress.update(task, completed=min(share, 1.0), words=words)
+
+        yield advance

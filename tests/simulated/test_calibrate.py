@@ -6,9 +6,9 @@ import pytest
 
 from tightpack.serving_loop.executor import StepResult
 from tightpack.simulated.calibrate import Calibration, calibrate
+from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.designed_steps import Rows, StepTimer, grid_steps, random_steps
 from tightpack.simulated.executor import SimulatedExecutor
-from tightpack.simulated.hardware import hardware
 from tightpack.simulated.roofline import RooflineCostModel
 from tightpack.simulated.virtual_clock import VirtualClock
 
@@ -40,7 +40,7 @@ def test_a_fit_of_an_executor_foretells_steps_it_has_not_seen(cpu_model, llama70
 def test_the_bends_of_a_roofline_are_followed(llama70b, limits):
     """Its linears turn from bytes to arithmetic between 256 and 512 tokens, which is no sum of prices."""
     wide = replace(limits, max_num_batched_tokens=2048, max_model_len=1024, num_blocks=6 * 64)
-    cost_model = RooflineCostModel(llama70b, hardware("h100"), tensor_parallel_size=8)
+    cost_model = RooflineCostModel(llama70b, load_catalogue()["h100"], tensor_parallel_size=8)
     fitted = calibrate(executor_of(cost_model, wide), llama70b, wide, Calibration(rounds=1), {})
     assert fitted.error is not None
     assert fitted.error.mean < 0.03

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from tightpack.architectures.registry import model_spec
-from tightpack.simulated.hardware import Hardware, Interconnect, Precision, hardware, precision
+from tightpack.simulated.catalogue import load_catalogue
+from tightpack.simulated.hardware import Hardware, Interconnect, Precision, precision
 from tightpack.simulated.roofline import Efficiency, RooflineCostModel
 
-H100 = hardware("h100")
+H100 = load_catalogue()["h100"]
 # Full data-sheet rates and no overhead: what can be counted by hand.
 IDEAL = Efficiency(linear=1.0, attention=1.0, memory=1.0, link=1.0, overhead_s=0.0)
 # 70.55e9 parameters less the norms, of which 1.05e9 each are the embedding and the head.
@@ -121,7 +122,7 @@ def test_blocks_are_what_the_weights_leave(llama70b):
     model = RooflineCostModel(llama70b, H100, tensor_parallel_size=4)
     blocks = model.num_blocks(16, memory_utilization=0.9)
     assert blocks * 16 * 80 * 1024 <= 72e9 - model.weight_bytes < (blocks + 1) * 16 * 80 * 1024
-    with pytest.raises(MemoryError, match=r"141.1 GB on each of 1 h100 .*tensor_parallel_size"):
+    with pytest.raises(MemoryError, match=r"141.1 GB on each of 1 h100-sxm .*tensor_parallel_size"):
         RooflineCostModel(llama70b, H100).num_blocks(16)
 
 
@@ -153,7 +154,7 @@ def test_what_cannot_be_is_refused_by_name(llama70b, changes, said):
 
 def test_names_and_numbers_of_hardware_are_checked():
     with pytest.raises(ValueError, match="did you mean 'h100'"):
-        hardware("h10")
+        load_catalogue()["h10"]
     with pytest.raises(ValueError, match="did you mean 'fp8'"):
         precision("fp")
     with pytest.raises(ValueError, match="bandwidth must be above 0"):

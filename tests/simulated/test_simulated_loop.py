@@ -20,8 +20,8 @@ from tightpack.benchmarking.workload import (
 )
 from tightpack.latency.summary import LatencySummary, duration, summarize, throughput
 from tightpack.scheduling.limits import SchedulerLimits
+from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.engine import make_simulated_loop
-from tightpack.simulated.hardware import hardware
 from tightpack.simulated.roofline import RooflineCostModel
 from tightpack.simulated.virtual_clock import VirtualClock
 
@@ -100,7 +100,7 @@ def test_every_request_ends_when_the_pool_runs_short(cpu_model, new_limits):
 
 
 def test_a_70b_on_eight_gpus_is_simulated_far_faster_than_it_runs(llama70b, make_plan):
-    cost_model = RooflineCostModel(llama70b, hardware("h100"), tensor_parallel_size=8)
+    cost_model = RooflineCostModel(llama70b, load_catalogue()["h100"], tensor_parallel_size=8)
     limits = SchedulerLimits(
         max_num_seqs=128,
         max_num_batched_tokens=2048,

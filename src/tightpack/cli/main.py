@@ -15,6 +15,7 @@ from tightpack.cli.demo import demo
 from tightpack.cli.evaluate import evaluate
 from tightpack.cli.generate import generate
 from tightpack.cli.inspect import inspect
+from tightpack.cli.plan import plan
 from tightpack.cli.quantize import quantize
 from tightpack.cli.serve import serve
 
@@ -39,6 +40,7 @@ for command in (
     bench,
     report,
     calibrate_cost,
+    plan,
 ):
     app.command()(command)
 

@@ -43,6 +43,11 @@ class Hardware:
     memory_bytes, bandwidth: of the device's memory; bytes, bytes a second.
     rates: arithmetic to dense operations a second (a multiply and an add are two).
     interconnect: None for a device that works alone.
+    machine: how many of them a machine holds, beyond which no layer is divided.
+    native_bf16: whether its 16-bit arithmetic knows bfloat16; else it is float16's.
+    tested: whether the engine has been run on it.
+    usd_per_hour: of one device; None where it is not known.
+    data_sheet, price: where the numbers come from. note: what a plan has to say of it.
     """
 
     name: str
@@ -50,12 +55,23 @@ class Hardware:
     bandwidth: float
     rates: Mapping[Arithmetic, float]
     interconnect: Interconnect | None = None
+    machine: int = 8
+    native_bf16: bool = True
+    tested: bool = True
+    usd_per_hour: float | None = None
+    data_sheet: str = ""
+    price: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
         _require_positive(self.name, memory_bytes=self.memory_bytes, bandwidth=self.bandwidth)
         _require_positive(self.name, **{str(name): rate for name, rate in self.rates.items()})
         if "bf16" not in self.rates:
             raise ValueError(f"{self.name}: rates must hold bf16, in which attention is computed")
+        if self.machine < 1:
+            raise ValueError(f"{self.name}: machine must be at least 1 device, got {self.machine}")
+        if self.usd_per_hour is not None and not self.usd_per_hour >= 0:
+            raise ValueError(f"{self.name}: usd_per_hour must be 0 or more, got {self.usd_per_hour}")
         object.__setattr__(self, "rates", MappingProxyType(dict(self.rates)))
 
 
@@ -83,39 +99,6 @@ class Precision:
         )
 
 
-NVLINK4 = Interconnect(name="NVLink 4", bandwidth=450e9, latency_s=8e-6)
-PCIE5 = Interconnect(name="PCIe 5.0 x16", bandwidth=63e9, latency_s=20e-6)
-
-
-def _by_name(*entries: Hardware) -> Mapping[str, Hardware]:
-    return MappingProxyType({entry.name: entry for entry in entries})
-
-
-# Data sheets, dense rates.
-HARDWARE = _by_name(
-    Hardware(
-        name="h100",
-        memory_bytes=80e9,
-        bandwidth=3.35e12,
-        rates={"bf16": 989e12, "fp8": 1979e12, "int8": 1979e12},
-        interconnect=NVLINK4,
-    ),
-    Hardware(
-        name="h200",
-        memory_bytes=141e9,
-        bandwidth=4.8e12,
-        rates={"bf16": 989e12, "fp8": 1979e12, "int8": 1979e12},
-        interconnect=NVLINK4,
-    ),
-    Hardware(
-        name="h100-pcie",
-        memory_bytes=80e9,
-        bandwidth=2.0e12,
-        rates={"bf16": 756e12, "fp8": 1513e12, "int8": 1513e12},
-        interconnect=PCIE5,
-    ),
-)
-
 # The scheme names that `quantization=` and `kv_cache_dtype=` use.
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {
@@ -130,13 +113,6 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         )
     }
 )
-
-
-def hardware(name: str) -> Hardware:
-    """A device by name. Raises ValueError with the nearest."""
-    if name not in HARDWARE:
-        raise ValueError(f"hardware {name!r} is not known; {nearest_hint(name, HARDWARE, 'there are')}")
-    return HARDWARE[name]
 
 
 def precision(name: str) -> Precision:

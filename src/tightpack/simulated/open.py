@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.requests.arguments import nearest_hint
+from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.fitted import FittedCostModel
-from tightpack.simulated.hardware import HARDWARE, hardware, precision
+from tightpack.simulated.hardware import precision
 from tightpack.simulated.roofline import RooflineCostModel
 
 
@@ -22,9 +23,10 @@ def open_cost_model(
     path = Path(source)
     if path.is_file():
         return FittedCostModel.read(path)
-    if source not in HARDWARE:
-        hint = nearest_hint(source, HARDWARE, "the devices are")
+    catalogue = load_catalogue()
+    if source not in catalogue.names:
+        hint = nearest_hint(source, catalogue.names, "the devices are")
         raise ValueError(f"{source}: no such file, and no device of that name; {hint}")
     return RooflineCostModel(
-        spec, hardware(source), precision(quantization), tensor_parallel_size=tensor_parallel_size
+        spec, catalogue[source], precision(quantization), tensor_parallel_size=tensor_parallel_size
     )

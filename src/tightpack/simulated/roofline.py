@@ -44,6 +44,25 @@ class Efficiency:
             raise ValueError(f"overhead_s must be 0 or more seconds, got {self.overhead_s}")
 
 
+@strict_keywords
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture of experts in place of each layer's MLP (Shazeer et al. 2017): every token goes through
+    `per_token` of `count` gated MLPs of `intermediate_size` columns. The router is left out, under 0.1 %."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_token <= self.count or self.intermediate_size < 1:
+            raise ValueError(f"a token cannot go through {self.per_token} of {self.count} experts")
+
+    def touched(self, tokens: int) -> float:
+        """Experts that at least one of `tokens` goes through, on average, when all are as likely."""
+        return self.count * (1 - (1 - self.per_token / self.count) ** tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class _Linear:
     """One device's part of a linear: inputs * outputs weights."""
@@ -60,6 +79,7 @@ class RooflineCostModel:
     Counted per operation: the four linears of a layer, attention of decodes and of prompts over their
     windows, the KV cache written, the norms and activations between (as bytes), the head for the rows that
     sample, the all-reduces, and a fixed overhead a step. Operations follow each other; nothing overlaps.
+    Of a mixture of experts, the weights of those experts are read that the step's tokens go through.
     """
 
     def __init__(
@@ -70,8 +90,11 @@ class RooflineCostModel:
         *,
         tensor_parallel_size: int = 1,
         efficiency: Efficiency | None = None,
+        experts: Experts | None = None,
     ) -> None:
+        """experts: in place of the MLP that `spec` describes, whose columns are `intermediate_size`."""
         self.spec = spec
+        self.experts = experts
         self.hardware = hardware
         self.precision = precision or Precision()
         self.tensor_parallel_size = tensor_parallel_size
@@ -82,22 +105,23 @@ class RooflineCostModel:
         self._kv_heads = max(1, spec.num_kv_heads // size)
         self._heads = spec.num_heads // size
         qkv_outputs = (self._heads + 2 * self._kv_heads) * spec.head_dim
-        inner = spec.intermediate_size // size
-        self._linears = tuple(
-            _Linear(inputs, outputs, inputs * outputs * self.precision.weight_bits / 8)
-            for inputs, outputs in (
-                (spec.hidden_size, qkv_outputs),
-                (self._heads * spec.head_dim, spec.hidden_size),
-                (spec.hidden_size, 2 * inner),
-                (inner, spec.hidden_size),
-            )
+        inner = (experts.intermediate_size if experts else spec.intermediate_size) // size
+        self._attention_linears = (
+            self._linear(spec.hidden_size, qkv_outputs),
+            self._linear(self._heads * spec.head_dim, spec.hidden_size),
+        )
+        # Of one expert where there are several.
+        self._mlp_linears = (
+            self._linear(spec.hidden_size, 2 * inner),
+            self._linear(inner, spec.hidden_size),
         )
         vocabulary = -(-spec.vocab_size // size)
         head_bytes = spec.hidden_size * vocabulary * self.precision.head_bits / 8
         self._head = _Linear(spec.hidden_size, vocabulary, head_bytes)
         self._windows = tuple(Counter(layer.window for layer in spec.layers).items())
         # Two norms read and write the residual stream; the gated activation reads two vectors, writes one.
-        self._between_bytes = (6 * spec.hidden_size + 3 * inner) * _ACTIVATION_BYTES
+        mlps = experts.per_token if experts else 1
+        self._between_bytes = (6 * spec.hidden_size + 3 * inner * mlps) * _ACTIVATION_BYTES
         self._linear_rate = hardware.rates[self.precision.arithmetic] * self.efficiency.linear
         self._head_rate = hardware.rates["bf16"] * self.efficiency.linear
         self._attention_rate = hardware.rates["bf16"] * self.efficiency.attention
@@ -121,8 +145,10 @@ class RooflineCostModel:
         """Of one device: its parts of the layers, the embedding and the head. Norms and biases are left out,
         less than 0.1 %."""
         matrices = 1 if self.spec.tied_embeddings else 2
-        layers = self.spec.num_layers * sum(linear.weight_bytes for linear in self._linears)
-        return layers + matrices * self._head.weight_bytes
+        attention = sum(linear.weight_bytes for linear in self._attention_linears)
+        mlp = sum(linear.weight_bytes for linear in self._mlp_linears)
+        layer = attention + mlp * (self.experts.count if self.experts else 1)
+        return self.spec.num_layers * layer + matrices * self._head.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -155,7 +181,7 @@ class RooflineCostModel:
         layers, tokens = self.spec.num_layers, first.tokens
         kv_written = tokens * self.kv_bytes_per_token
         seconds = {
-            "linears": layers * math.fsum(self._linear_seconds(one, tokens) for one in self._linears),
+            "linears": layers * self._layer_linears(tokens),
             "decode_attention": math.fsum(
                 count * self._decode_attention(work[window]) for window, count in self._windows
             ),
@@ -174,8 +200,23 @@ class RooflineCostModel:
     def _layer_kv_bytes(self) -> float:
         return 2 * self._kv_heads * self.spec.head_dim * self.precision.kv_bits / 8
 
-    def _linear_seconds(self, linear: _Linear, rows: int, rate: float | None = None) -> float:
-        moved = linear.weight_bytes + rows * (linear.inputs + linear.outputs) * _ACTIVATION_BYTES
+    def _linear(self, inputs: int, outputs: int) -> _Linear:
+        return _Linear(inputs, outputs, inputs * outputs * self.precision.weight_bits / 8)
+
+    def _layer_linears(self, tokens: int) -> float:
+        attention = math.fsum(self._linear_seconds(one, tokens) for one in self._attention_linears)
+        if self.experts is None:
+            return attention + math.fsum(self._linear_seconds(one, tokens) for one in self._mlp_linears)
+        touched, rows = self.experts.touched(tokens), tokens * self.experts.per_token
+        return attention + math.fsum(
+            self._linear_seconds(one, rows, None, touched) for one in self._mlp_linears
+        )
+
+    def _linear_seconds(
+        self, linear: _Linear, rows: int, rate: float | None = None, matrices: float = 1
+    ) -> float:
+        """matrices: how many of its kind are read, each for some of the rows."""
+        moved = matrices * linear.weight_bytes + rows * (linear.inputs + linear.outputs) * _ACTIVATION_BYTES
         operations = 2 * rows * linear.inputs * linear.outputs
         return max(moved / self._bandwidth, operations / (rate or self._linear_rate))
 
@@ -210,7 +251,8 @@ class RooflineCostModel:
             )
         if size < 1:
             raise ValueError(f"tensor_parallel_size must be at least 1, got {size}")
-        for what, count in (("attention heads", spec.num_heads), ("MLP columns", spec.intermediate_size)):
+        columns = self.experts.intermediate_size if self.experts else spec.intermediate_size
+        for what, count in (("attention heads", spec.num_heads), ("MLP columns", columns)):
             if count % size:
                 raise ValueError(f"tensor_parallel_size={size} does not divide {count} {what}")
         if spec.num_kv_heads % size and size % spec.num_kv_heads:

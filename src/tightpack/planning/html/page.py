@@ -1,0 +1,304 @@
+"""A plan as one self-contained page: what fits, the best, the Pareto front, and where the numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
+from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.sections import legend, section
+from tightpack.planning.html.front_chart import Mark, front_chart
+
+Record = Mapping[str, Any]
+
+_COLOURS = {"bf16": "c2", "fp8": "c3", "w8a8": "c5", "int8": "c7", "int4": "c1"}
+_OTHER_COLOUR = "c4"
+
+
+def write_page(path: Path, plan: Record) -> None:
+    """plan: as `report.to_json` gives it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(plan), encoding="utf-8")
+
+
+def render_page(plan: Record) -> str:
+    body = (
+        _header(plan),
+        _tiles(plan),
+        _commands(plan),
+        _front(plan),
+        _cost(plan),
+        _candidates(plan),
+        _fits(plan),
+        _left_out(plan),
+        _sources(plan),
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        tag("title", text(f"{plan['model']}: a plan")),
+        f"<style>{files('tightpack.benchmarking.html').joinpath('page.css').read_text(encoding='utf-8')}</style>",
+    )
+    whole = tag("html", tag("head", *head), tag("body", *body), lang="en")
+    return f"<!DOCTYPE html>{whole}\n"
+
+
+def _header(plan: Record) -> str:
+    load = plan["load"]
+    lead = (
+        f"{load['rate_rps']:g} requests a second of {load['mean_input_tokens']:,.0f} tokens in and "
+        f"{load['mean_output_tokens']:,.0f} out on average ({load['description']}); {_promise(plan)} for "
+        f"{100 * plan['slo']['attainment']:g} % of them."
+    )
+    return tag("header", tag("h1", text(plan["model"])), tag("p", text(lead), class_="lead"))
+
+
+def _promise(plan: Record) -> str:
+    slo, words = plan["slo"], []
+    if slo["ttft_s"] is not None:
+        words.append(f"TTFT up to {slo['ttft_s']:g} s")
+    if slo["tpot_s"] is not None:
+        words.append(f"TPOT up to {1000 * slo['tpot_s']:g} ms")
+    return " and ".join(words)
+
+
+def _tiles(plan: Record) -> str:
+    best = plan["best"]
+    if best is None:
+        words = "Nothing that was considered keeps the promise; the reasons are below."
+        return tag("p", text(words))
+    price = best["usd_per_million_output_tokens"]
+    hourly = best["usd_per_hour"]
+    tiles = [_tile("The cheapest that keeps the promise", _devices(best), "", _kind(best))]
+    if price is not None:
+        tiles.append(_tile("A million output tokens", f"{price:.2f}", "USD", f"{hourly:.2f} USD an hour"))
+    tiles.append(
+        _tile(
+            "Takes up to",
+            f"{best['capacity_rps']:.3g}",
+            "requests/s",
+            f"{best['binds']} binds first; asked for {plan['load']['rate_rps']:g}",
+        )
+    )
+    tiles.append(_tile("Expected KL divergence", f"{best['kl']:.4f}", "nats", best["kl_source"]))
+    return tag("div", *tiles, class_="tiles")
+
+
+def _tile(what: str, figure: str, unit: str, who: str) -> str:
+    return tag(
+        "div",
+        tag("div", text(what), class_="what"),
+        tag("div", text(figure), " ", tag("small", text(unit)), class_="figure"),
+        tag("div", text(who), class_="who"),
+        class_="tile",
+    )
+
+
+def _devices(one: Record) -> str:
+    count = one["replicas"] * one["tensor_parallel_size"]
+    return f"{count} x {one['hardware']}"
+
+
+def _kind(one: Record) -> str:
+    kv = "" if one["kv_cache_dtype"] == "auto" else f", {one['kv_cache_dtype']} cache"
+    replicas = "one replica" if one["replicas"] == 1 else f"{one['replicas']} replicas"
+    over = "" if one["tensor_parallel_size"] == 1 else f" of {one['tensor_parallel_size']} devices"
+    return f"{one['precision']}{kv}, {one['policy']}, {replicas}{over}"
+
+
+def _commands(plan: Record) -> str:
+    best = plan["best"]
+    if best is None:
+        return ""
+    lines = [line for line in (best["prepare_command"], best["serve_command"]) if line]
+    about = "Each replica is started so." if best["replicas"] > 1 else "It is started so."
+    return section("Serve it", about, tag("pre", text("\n".join(lines))))
+
+
+def _front(plan: Record) -> str:
+    keeping = [one for one in plan["candidates"] if one["meets_slo"] and one["usd_per_hour"]]
+    if not keeping:
+        return ""
+    best, slo = plan["best"], plan["slo"]
+
+    def marks(x: str) -> list[Mark]:
+        return [
+            Mark(
+                _headroom(one, slo) if x == "headroom" else one[x],
+                one["usd_per_million_output_tokens"],
+                f"{_devices(one)}, {_kind(one)}",
+                _COLOURS.get(one["precision"], _OTHER_COLOUR),
+                best=all(one[key] == best[key] for key in one),
+            )
+            for one in keeping
+        ]
+
+    price = "USD a million output tokens"
+    charts = (
+        front_chart(price, "KL divergence from the original, nats a token", marks("kl")),
+        front_chart(
+            price,
+            "p99 of TTFT or TPOT, whichever is nearer its target, %",
+            marks("headroom"),
+            limit=(100.0, "the target"),
+        ),
+    )
+    shown = dict.fromkeys(one["precision"] for one in keeping)
+    names = [name for name in _COLOURS if name in shown] + [name for name in shown if name not in _COLOURS]
+    key = legend([(name, f"{_COLOURS.get(name, _OTHER_COLOUR)} fill") for name in names])
+    return section(
+        "What quality and latency cost",
+        "Every point keeps the promise; down and to the left is better. Along the dashed line less divergence, or"
+        " a faster answer, is only to be had for more money. The best is ringed.",
+        tag("div", *charts, class_="row"),
+        key,
+    )
+
+
+def _headroom(one: Record, slo: Record) -> float:
+    shares = [
+        100 * one[value] / slo[target]
+        for value, target in (("ttft_p99_s", "ttft_s"), ("tpot_p99_s", "tpot_s"))
+        if slo[target] is not None and one[value] is not None
+    ]
+    return max(shares, default=0.0)
+
+
+def _cost(plan: Record) -> str:
+    """The cheapest of each kind of device."""
+    cheapest: dict[str, Record] = {}
+    for one in plan["candidates"]:
+        price = one["usd_per_million_output_tokens"]
+        if one["meets_slo"] and price is not None and price < _price(cheapest.get(one["hardware"])):
+            cheapest[one["hardware"]] = one
+    if len(cheapest) < 2:
+        return ""
+    bars = [
+        Bar(name, _price(one), _COLOURS.get(one["precision"], _OTHER_COLOUR))
+        for name, one in cheapest.items()
+    ]
+    bars.sort(key=lambda bar: bar.value)
+    return section(
+        "By device",
+        "The cheapest candidate of each that keeps the promise, in the colour of its precision.",
+        bar_chart("Cost", "USD a million output tokens", [("", bars)], width=640),
+    )
+
+
+def _price(one: Record | None) -> float:
+    return float("inf") if one is None else float(one["usd_per_million_output_tokens"])
+
+
+def _candidates(plan: Record) -> str:
+    titles = (
+        *("Replicas x devices", "Precision, cache", "Policy", "Met<br><small>%</small>"),
+        *("TTFT p99<br><small>s</small>", "TPOT p99<br><small>ms</small>", "KL<br><small>nats</small>"),
+        *("USD/hour", "USD/million<br><small>output tokens</small>", "Binds", "Front"),
+    )
+    rows = []
+    for one in plan["candidates"]:
+        size = one["tensor_parallel_size"]
+        kv = "" if one["kv_cache_dtype"] == "auto" else f", {one['kv_cache_dtype']}"
+        cells = (
+            f"{one['replicas']} x {f'{size} x ' if size > 1 else ''}{one['hardware']}",
+            f"{one['precision']}{kv}",
+            one["policy"],
+            _shown(one["attainment"], 100, 1),
+            _shown(one["ttft_p99_s"], 1, 2),
+            _shown(one["tpot_p99_s"], 1000, 0),
+            _shown(one["kl"], 1, 4),
+            _shown(one["usd_per_hour"], 1, 2),
+            _shown(one["usd_per_million_output_tokens"], 1, 3),
+            one["binds"] if one["meets_slo"] else f"{one['binds']} missed",
+            "yes" if one["on_pareto_front"] else "",
+        )
+        rows.append(tag("tr", *(tag("td", text(cell)) for cell in cells)))
+    if not rows:
+        return ""
+    return section(
+        "Candidates",
+        "Cheapest first. On the front are those that no other beats in price, divergence and latency together.",
+        _table(titles, rows),
+    )
+
+
+def _fits(plan: Record) -> str:
+    titles = (
+        *("Device", "Precision", "Cache", "Weights<br><small>GB</small>"),
+        *("Cache<br><small>KiB a token</small>", "Devices", "Tokens in the cache", "Requests of the context"),
+    )
+    context = plan["load"]["max_model_len"]
+    rows = []
+    for one in plan["fits"]:
+        tokens = one["max_tokens_in_cache"]
+        cells = (
+            one["hardware"],
+            one["precision"],
+            one["kv_cache_dtype"],
+            _shown(one["weights_bytes"], 1e-9, 1),
+            _shown(one["kv_bytes_per_token"], 1 / 1024, 1),
+            "does not fit" if one["devices"] is None else one["devices"],
+            f"{tokens:,}" if tokens else "–",
+            f"{tokens // context:,}" if tokens else "–",
+        )
+        rows.append(tag("tr", *(tag("td", text(cell)) for cell in cells)))
+    table = tag("details", tag("summary", f"All {len(rows)} combinations"), _table(titles, rows))
+    return section(
+        "Will it fit",
+        f"The fewest devices of one machine that hold the weights and a request of {context:,} tokens, and what"
+        " their cache holds then.",
+        table,
+    )
+
+
+def _left_out(plan: Record) -> str:
+    if not plan["pruned"]:
+        return ""
+    rows = []
+    for one in plan["pruned"]:
+        size = one["tensor_parallel_size"]
+        name = f"{size} x {one['hardware']}" if size > 1 else one["hardware"]
+        kv = "" if one["kv_cache_dtype"] == "auto" else f", {one['kv_cache_dtype']}"
+        cells = (name, f"{one['precision']}{kv}", one["binds"])
+        row = [tag("td", text(cell)) for cell in cells]
+        rows.append(
+            tag("tr", *row, tag("td", text(one["reason"]), style="text-align:left;white-space:normal"))
+        )
+    table = _table(("Replica", "Precision, cache", "Binds", "Why"), rows)
+    return section(
+        "Left out without simulation",
+        "No number of these replicas keeps the promise: a request that has the machine to itself misses it.",
+        tag("details", tag("summary", f"{len(rows)} combinations"), table),
+    )
+
+
+def _sources(plan: Record) -> str:
+    rows = [
+        tag(
+            "tr",
+            tag("td", text(one["name"])),
+            tag("td", text(_shown(one["usd_per_hour"], 1, 3))),
+            tag("td", text(one["price"]), style="text-align:left;white-space:normal"),
+            tag("td", text(one["data_sheet"]), style="text-align:left;white-space:normal"),
+        )
+        for one in plan["hardware"]
+    ]
+    if not rows:
+        return ""
+    return section(
+        "Where the numbers come from",
+        "Step times are a roofline over data sheets, with the shares of their rates that kernels reach; prices are"
+        " editable defaults. Both are named here.",
+        _table(("Device", "USD/hour", "Price", "Data sheet"), rows),
+    )
+
+
+def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
+    head = tag("tr", *(tag("th", title) for title in titles))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
+
+
+def _shown(value: float | None, factor: float, decimals: int) -> str:
+    return "–" if value is None else f"{value * factor:,.{decimals}f}"

@@ -1,0 +1,164 @@
+"""The model that a plan is for: known by name, or read from a config.json; no weights are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tightpack.architectures.config_fields import Fields
+from tightpack.architectures.model_spec import ModelSpec
+from tightpack.architectures.registry import model_spec
+from tightpack.planning.stored_precision import stored_precision
+from tightpack.requests.arguments import nearest_hint
+from tightpack.simulated.hardware import Precision
+from tightpack.simulated.roofline import Experts
+
+# A mixture of experts is its dense family with other MLPs.
+_DENSE_FAMILY = {"mixtral": ("mistral", "MistralForCausalLM"), "qwen3_moe": ("qwen3", "Qwen3ForCausalLM")}
+# An estimate from sizes alone is all there is before a checkpoint exists.
+_CHECKPOINTS = ("smollm2-135m",)
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """name: for people. served: what `tightpack serve` is given.
+
+    experts: in place of the MLP that `spec` has. stored: what the checkpoint's linears are already, where a
+    configuration says that it is quantized; None for one that may become anything.
+    """
+
+    name: str
+    served: str
+    spec: ModelSpec
+    experts: Experts | None = None
+    stored: Precision | None = None
+
+    @cached_property
+    def linear_parameters(self) -> int:
+        """Weights of the linears of all layers: those that quantization makes smaller."""
+        spec = self.spec
+        attention = spec.head_dim * spec.hidden_size * 2 * (spec.num_heads + spec.num_kv_heads)
+        mlp = 3 * spec.hidden_size * spec.intermediate_size
+        if self.experts is not None:
+            mlp = 3 * spec.hidden_size * self.experts.intermediate_size * self.experts.count
+        return spec.num_layers * (attention + mlp)
+
+    @cached_property
+    def active_parameters(self) -> int:
+        """Weights that a token goes through."""
+        if self.experts is None:
+            return self.parameters
+        expert = 3 * self.spec.hidden_size * self.experts.intermediate_size * self.spec.num_layers
+        return self.parameters - expert * (self.experts.count - self.experts.per_token)
+
+    @cached_property
+    def other_parameters(self) -> int:
+        """Embedding, head, routers, norms and biases, which stay in 16 bits."""
+        spec = self.spec
+        shapes = spec.tensor_shapes()
+        kept = sum(
+            _size(shape)
+            for name, shape in shapes.items()
+            if len(shape) == 1 or name in ("model.embed_tokens.weight", "lm_head.weight")
+        )
+        routers = spec.num_layers * spec.hidden_size * self.experts.count if self.experts else 0
+        return kept + routers
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_parameters + self.other_parameters
+
+    def weights_bytes(self, precision: Precision) -> int:
+        """Of the whole model, when its linears have this precision."""
+        linears = self.linear_parameters * precision.weight_bits / 8
+        return round(linears + self.other_parameters * precision.head_bits / 8)
+
+
+def known_models() -> Mapping[str, Mapping[str, Any]]:
+    """Name to configuration, with `hub` beside its fields."""
+    import yaml
+
+    text = files("tightpack.planning").joinpath("models.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return {name: config for name, config in loaded.items() if not name.startswith(".")}
+
+
+def open_model(model: str) -> PlannedModel:
+    """A known name or its hub id, `smollm2-135m`, a GGUF file, a directory with a config.json, or that file.
+
+    Raises ValueError naming the nearest known model, or what is wrong with the configuration.
+    """
+    if model in _CHECKPOINTS or Path(model).suffix.lower() == ".gguf":
+        return _of_checkpoint(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{model} holds no config.json")
+        return _of_config(path.resolve().name, model, _read(path / "config.json"))
+    if path.is_file():
+        return _of_config(path.resolve().parent.name, str(path.parent), _read(path))
+    known = known_models()
+    for name, config in known.items():
+        if model.lower() in (name, config["hub"].lower()):
+            return _of_config(name, config["hub"], config)
+    names = [*known, *_CHECKPOINTS]
+    hint = nearest_hint(model.lower(), names, "known are")
+    raise ValueError(f"model {model!r} is not known, and there is no such file or directory; {hint}")
+
+
+def _of_config(name: str, served: str, config: Mapping[str, Any]) -> PlannedModel:
+    experts = None
+    kind = config.get("model_type")
+    spec_config = config
+    if kind in _DENSE_FAMILY:
+        family, class_name = _DENSE_FAMILY[kind]
+        fields = Fields(config)
+        count = "num_local_experts" if kind == "mixtral" else "num_experts"
+        width = "intermediate_size" if kind == "mixtral" else "moe_intermediate_size"
+        experts = Experts(
+            count=fields.integer(count),
+            per_token=fields.integer("num_experts_per_tok"),
+            intermediate_size=fields.integer(width),
+        )
+        spec_config = {**config, "model_type": family, "architectures": [class_name]}
+    return PlannedModel(name, served, model_spec(spec_config), experts, stored_precision(config))
+
+
+def _of_checkpoint(model: str) -> PlannedModel:
+    from tightpack.checkpoints.open import open_checkpoint
+
+    checkpoint = open_checkpoint(model)
+    infos = checkpoint.tensors.infos
+    shapes = checkpoint.spec.tensor_shapes()
+    kept = ("model.embed_tokens.weight", "lm_head.weight")
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and name not in kept]
+    bits = 8 * sum(infos[name].num_bytes for name in linears) / sum(_size(shapes[name]) for name in linears)
+    head = infos[kept[0]]
+    stored = Precision(
+        name="gguf",
+        weight_bits=bits,
+        head_bits=8 * head.num_bytes / _size(shapes[kept[0]]),
+    )
+    return PlannedModel(checkpoint.name, model, checkpoint.spec, None, stored)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a configuration: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a configuration: it must hold an object with model_type and sizes")
+    return config
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
