@@ -25,7 +25,6 @@ from tightpack.engine_args import DEFAULT_MODEL
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tightpack.benchmarking.tour.precision_runs import PrecisionRuns
     from tightpack.benchmarking.tour.recommendation import Choice
     from tightpack.cli.demo_tour import Tour
     from tightpack.llm import Engine
@@ -82,7 +81,7 @@ def demo(
     from tightpack.benchmarking.tour.precision_runs import candidates
     from tightpack.benchmarking.tour.recommendation import recommend
     from tightpack.benchmarking.tour.table import tour_table
-    from tightpack.benchmarking.tour.words import both_levers
+    from tightpack.benchmarking.tour.words import both_levers, choice_in_words
     from tightpack.cli.demo_tour import Tour
     from tightpack.engine_args import EngineArgs
 
@@ -106,8 +105,9 @@ def demo(
     console.print()
     for sentence in both_levers(found):
         console.print(f"[bold cyan]›[/bold cyan] {sentence}")
-    _say_choice(console, found, choice, max_kl, line)
-    report = tour.report(found) | {"recommendation": _as_json(choice, max_kl, line)}
+    why = choice_in_words(choice, max_kl)
+    _say_choice(console, why, line)
+    report = tour.report(found) | {"recommendation": _as_json(choice, max_kl, line, why)}
     write_page(page, [report])
     console.print(f"\nCharts of all of it: {page}", soft_wrap=True)
     if json_path is not None:
@@ -167,14 +167,10 @@ def _serve_line(tour: Tour, choice: Choice) -> str:
     return f"{convert} && {_command()} serve {shlex.join([directory, *options])}"
 
 
-def _say_choice(
-    console: Console, found: Sequence[PrecisionRuns], choice: Choice, max_kl: float, line: str
-) -> None:
-    from tightpack.benchmarking.tour.words import choice_in_words
-
+def _say_choice(console: Console, why: Sequence[str], line: str) -> None:
     console.print()
     console.rule("[bold]Serve it like this[/bold]", align="left")
-    for sentence in choice_in_words(found, choice, max_kl):
+    for sentence in why:
         console.print(sentence, markup=False)
     shown = _in_lines(line, console.width - 4)
     console.print(f"\n{shown}\n", style="bold green", markup=False, soft_wrap=True)
@@ -200,10 +196,10 @@ def _in_lines(line: str, width: int) -> str:
     return "\n".join(f"  {'    ' * (index > 0)}{one}" for index, one in enumerate([*broken, lines[-1]]))
 
 
-def _as_json(choice: Choice, max_kl: float, line: str) -> dict[str, Any]:
+def _as_json(choice: Choice, max_kl: float, line: str, why: Sequence[str]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {**asdict(choice), "max_kl": max_kl, "serve": line}
+    return {**asdict(choice), "max_kl": max_kl, "serve": line, "why": why}
 
 
 def _command() -> str:

@@ -8,7 +8,7 @@ from tightpack.benchmarking.tour.precision_runs import PrecisionRuns, attained, 
 from tightpack.benchmarking.tour.recommendation import ATTAINMENT, Candidate, Choice
 
 
-def choice_in_words(found: Sequence[PrecisionRuns], choice: Choice, max_kl: float) -> list[str]:
+def choice_in_words(choice: Choice, max_kl: float) -> list[str]:
     """Why the winner, what stood beside it, and what the quality bound left out."""
     winner = choice.winner
     if choice.meets_targets:
