@@ -76,14 +76,19 @@ class Engine:
         return next(one for one in self.args.service_classes if one.name == name)
 
 
-def load_engine(args: EngineArgs, clock: Clock | None = None) -> Engine:
+def load_engine(
+    args: EngineArgs, clock: Clock | None = None, *, checkpoint: Checkpoint | None = None
+) -> Engine:
     """Open the checkpoint, load its weights, size the KV cache, and put the policy in front of it.
+
+    checkpoint: takes the place of what `args.model` and `args.quantization` name.
 
     Raises CheckpointError for the checkpoint, ValueError for arguments that do not go together, and
     ModuleNotFoundError that says what to install where PyTorch is needed and absent.
     """
     started = time.monotonic()
-    checkpoint = with_quantization(open_checkpoint(args.model), args)
+    if checkpoint is None:
+        checkpoint = with_quantization(open_checkpoint(args.model), args)
     max_model_len = resolve_max_model_len(args, checkpoint.spec)
     opened = time.monotonic()
     executor = make_executor(checkpoint, args, max_model_len)

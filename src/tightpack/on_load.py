@@ -32,7 +32,7 @@ def with_quantization(checkpoint: Checkpoint, args: EngineArgs) -> Checkpoint:
     if wanted is None:
         return checkpoint
     if stored is not None:
-        if wanted == stored.method or _agrees(wanted, checkpoint, stored):
+        if wanted == stored.method or is_stored_as(wanted, checkpoint, stored):
             return checkpoint
         if stored.method != "gguf" or wanted not in ON_LOAD_METHODS:
             raise ValueError(
@@ -122,7 +122,7 @@ def _quantizer(
     return lambda w: QuantizedLinear(int8_rows(w), activation), label
 
 
-def _agrees(wanted: str, checkpoint: Checkpoint, stored: QuantizationInfo) -> bool:
+def is_stored_as(wanted: str, checkpoint: Checkpoint, stored: QuantizationInfo) -> bool:
     """Whether the name describes what the file holds, under whatever name it holds it."""
     one_of_each = {label: name for name, label in stored.linears.items()}
     linears = [checkpoint.read_linear(name) for name in one_of_each.values()]

@@ -1,9 +1,11 @@
-"""`tightpack demo`: a question answered, and what batching policies do to a busy server."""
+"""`tightpack demo`: a tour of both levers, precision and batching, on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,115 +25,100 @@ from tightpack.engine_args import DEFAULT_MODEL
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tightpack.benchmarking.outcomes import Progress
-    from tightpack.benchmarking.policy_run import PolicyRun
-    from tightpack.benchmarking.scenarios import Scenario
-    from tightpack.benchmarking.workload import Workload
+    from tightpack.benchmarking.tour.recommendation import Choice
+    from tightpack.cli.demo_tour import Tour
     from tightpack.llm import Engine
 
 _QUESTION = "What is the capital of France?"
 _ANSWER_TOKENS = 48
+_PAGE = "tightpack-demo.html"
 
+SecondsOption = Annotated[
+    float, typer.Option(min=0.05, help="How long requests arrive in each of the runs (5 a precision).")
+]
+MaxKlOption = Annotated[
+    float,
+    typer.Option(
+        "--max-kl", min=0.0, help="Quality bound of the recommendation: KL from the original, in nats."
+    ),
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="OUT.html", help=f"Where the page goes.  [default: ./{_PAGE}]"),
+]
 SeedOption = Annotated[int, typer.Option(help="Of the workload's lengths, arrivals and prompts.")]
 
 
 def demo(
     model: ModelArgument = DEFAULT_MODEL,
+    seconds: SecondsOption = 5.0,
+    max_kl: MaxKlOption = 0.05,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     executor: ExecutorOption = "auto",
     activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
+    html_path: HtmlOption = None,
     json_path: JsonOption = None,
 ) -> None:
-    """Ask the model one question, then run mixed requests under four batching policies. About a minute.
+    """A tour of both levers in about two minutes: the model in bf16, INT8 and INT4, each under every batching
+    policy on one mixed workload; what each costs in quality, and which to serve with.
 
-    `tightpack bench --scenario demo` and `--scenario long-prompt` measure the same with more options.
+    The load follows from a short measurement of this machine, so that a laptop and a server both show the
+    differences. Results go to the terminal and to a page of charts.
 
     Example: `tightpack demo --json demo.json`
     """
     check_writable(json_path)
+    check_writable(html_path, "--html")
+    page = html_path or _default_page()
     # Imported here, so that other commands start without them.
     from rich.console import Console
 
-    from tightpack.benchmarking import observations
-    from tightpack.benchmarking.comparison import WARM_UP_REQUESTS
-    from tightpack.benchmarking.manifest import Conditions, manifest
-    from tightpack.benchmarking.report import to_json, write_json
-    from tightpack.benchmarking.scenarios import scenarios
+    from tightpack.benchmarking.html.page import write_page
+    from tightpack.benchmarking.report import write_json
+    from tightpack.benchmarking.tour.precision_runs import candidates
+    from tightpack.benchmarking.tour.recommendation import recommend
+    from tightpack.benchmarking.tour.table import tour_table
+    from tightpack.benchmarking.tour.words import both_levers, choice_in_words
+    from tightpack.cli.demo_tour import Tour
     from tightpack.engine_args import EngineArgs
-    from tightpack.llm import load_engine
 
     console = Console(highlight=False)
-    shown = scenarios(seed)
-    mixed, long_prompt = shown["demo"], shown["long-prompt"]
-    with console.status(f"loading {model}"):
-        engine = load_engine(
-            EngineArgs(
-                model=model,
-                dtype=dtype,
-                device=device,
-                executor=executor,
-                activation_dtype=activation_dtype,
-                num_threads=num_threads,
-                max_num_seqs=max(mixed.max_num_seqs, long_prompt.max_num_seqs),
-                max_model_len=max(mixed.max_model_len, long_prompt.max_model_len),
-                enable_prefix_caching=False,
-            )
-        )
-    try:
-        _introduce(console, engine)
-        _ask(console, engine)
-        workload, runs = _play(console, engine, mixed, seed)
-        _conclude(console, observations.against_baseline(runs))
-        long_workload, long_runs = _play(console, engine, long_prompt, seed)
-        _conclude(console, observations.while_a_long_prompt_arrives(long_runs))
-    finally:
-        engine.executor.close()
-    if json_path is not None:
-        arguments = {
-            "model": model,
-            "seed": seed,
-            "dtype": dtype,
-            "device": device,
-            "executor": executor,
-            "activation_dtype": activation_dtype,
-            "num_threads": num_threads,
-        }
-        head = manifest(
-            model=engine.checkpoint.name,
-            label=_label(engine),
-            executor=engine.executor.description,
-            arguments={**arguments, "limits": {run.policy: mixed.limits(run.policy) for run in runs}},
-        )
-        conditions = Conditions(WARM_UP_REQUESTS, prefix_caching=False, kv_cache_at_start="empty")
-        report = to_json(head, conditions, [workload], [[run] for run in runs])
-        report["long_prompt"] = {
-            "limits": {run.policy: long_prompt.limits(run.policy) for run in long_runs},
-            **_as_scene(long_workload, long_runs),
-        }
-        write_json(json_path, report)
-        console.print(f"wrote {json_path}\n", soft_wrap=True)
-    _say_how_to_serve(console, model, engine)
-
-
-def _label(engine: Engine) -> str:
-    """The precision of the weights, in a word."""
-    where = engine.executor.description
-    computed_as_stored = where["backend"] == "native" and where["quantization"] != "none"
-    return where["quantization"] if computed_as_stored else where["dtype"]
-
-
-def _introduce(console: Console, engine: Engine) -> None:
-    seconds = sum(engine.load_seconds.values())
-    parameters = engine.checkpoint.num_parameters / 1e6
-    where = engine.executor.description
-    weights = where.get("weights", where["dtype"])
-    console.print(
-        f"[bold]{engine.checkpoint.name}[/bold]: {parameters:.0f}M parameters, {weights}"
-        f" on {where['device']}, ready in {seconds:.1f} s\n"
+    args = EngineArgs(
+        model=model,
+        dtype=dtype,
+        device=device,
+        executor=executor,
+        activation_dtype=activation_dtype,
+        num_threads=num_threads,
+        enable_prefix_caching=False,
     )
+    tour = Tour(console, args, seconds=seconds, seed=seed)
+    found = tour.play(_ask)
+    choice = recommend(candidates(found), max_kl)
+    console.print(tour_table(found, choice.winner))
+    for note in tour.notes():
+        console.print(note, style="dim")
+    line = _serve_line(tour, choice)
+    console.print()
+    for sentence in both_levers(found):
+        console.print(f"[bold cyan]›[/bold cyan] {sentence}")
+    why = choice_in_words(choice, max_kl)
+    _say_choice(console, why, line)
+    report = tour.report(found) | {"recommendation": _as_json(choice, max_kl, line, why)}
+    write_page(page, [report])
+    console.print(f"\nCharts of all of it: {page}", soft_wrap=True)
+    if json_path is not None:
+        write_json(json_path, report)
+        console.print(f"Every number: {json_path}", soft_wrap=True)
+
+
+def _default_page() -> Path:
+    """In the current directory, or where temporary files go if that cannot be written."""
+    here = Path(_PAGE)
+    return here if os.access(Path.cwd(), os.W_OK) else Path(tempfile.mkdtemp(prefix="tightpack-")) / _PAGE
 
 
 def _ask(console: Console, engine: Engine) -> None:
@@ -167,95 +154,52 @@ def _ask(console: Console, engine: Engine) -> None:
     console.print("\n")
 
 
-def _play(
-    console: Console, engine: Engine, scenario: Scenario, seed: int
-) -> tuple[Workload, list[PolicyRun]]:
-    """Run a scenario under its policies, with a table that fills as they end."""
-    from rich.live import Live
-
-    from tightpack.benchmarking.comparison import compare_policies, warm_up
-    from tightpack.benchmarking.results_table import results_table, table_notes
-    from tightpack.benchmarking.target import InProcess
-    from tightpack.benchmarking.vocabulary import ordinary_token_ids
-    from tightpack.benchmarking.workload import build_workload
-
-    vocabulary = ordinary_token_ids(engine.checkpoint.tokenizer)
-    workload = build_workload(
-        scenario.description,
-        scenario.requests,
-        vocabulary,
-        min(scenario.max_model_len, engine.max_model_len),
-        seed,
-    )
-
-    def make_loop(policy: str, **limits: Any) -> Any:
-        return engine.with_policy(policy, **limits).loop
-
-    target = InProcess(make_loop, {policy: scenario.limits(policy) for policy in scenario.policies})
-
-    console.rule(f"[bold]{scenario.description}[/bold]", align="left")
-    with Live(console=console, refresh_per_second=8, transient=True) as live:
-        table = _LiveTable(live.update, console)
-        live.update("warming up")
-        warm_up(target, scenario.policies[-1], workload)
-        runs = [run for [run] in compare_policies(target, scenario.policies, [workload], observer=table)]
-    console.print(results_table(runs))
-    for note in table_notes(workload, runs):
-        console.print(note, style="dim")
-    return workload, runs
+def _serve_line(tour: Tour, choice: Choice) -> str:
+    """What a shell takes to serve as the winner was measured."""
+    given = tour.args.model
+    precision = tour.precision(choice.winner.precision)
+    options = [*precision.serve, "--policy", choice.winner.policy, *tour.serve_options(choice.winner.policy)]
+    if not precision.needs_conversion:
+        named = [] if given == DEFAULT_MODEL else [given]
+        return f"{_command()} serve {shlex.join([*named, *options])}"
+    directory = f"{Path(given).stem or 'model'}-bf16"
+    convert = f"{_command()} convert {shlex.join([given])} -o {directory}"
+    return f"{convert} && {_command()} serve {shlex.join([directory, *options])}"
 
 
-class _LiveTable:
-    """The results so far, and a line on the run under way."""
-
-    def __init__(self, show: Callable[[Any], None], console: Console) -> None:
-        self._show = show
-        self._console = console
-        self._runs: list[PolicyRun] = []
-        self._table: Any = None
-
-    def started(self, policy: str, total: int) -> None:
-        from tightpack.benchmarking.results_table import results_table
-
-        self._table = results_table(self._runs)
-
-    def progressed(self, policy: str, progress: Progress) -> None:
-        from rich.console import Group
-        from rich.text import Text
-
-        rate = progress.output_tokens / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
-        line = f"{policy}: {progress.ended} of {progress.total} requests done, {rate:.0f} tokens/s"
-        self._show(Group(self._table, Text(line, style="cyan")))
-
-    def ended(self, run: PolicyRun) -> None:
-        self._runs.append(run)
-        if not self._console.is_terminal:  # a log, where the live table does not show
-            self._console.print(f"{run.policy}: {run.completed} requests in {run.duration_s:.1f} s")
-
-
-def _conclude(console: Console, sentence: str | None) -> None:
-    if sentence is not None:
-        console.print(f"\n[bold]What to see:[/bold] {sentence}")
+def _say_choice(console: Console, why: Sequence[str], line: str) -> None:
     console.print()
-
-
-def _as_scene(workload: Workload, runs: list[PolicyRun]) -> dict[str, Any]:
-    from tightpack.benchmarking.report import describe_workload, run_to_json
-
-    return {"workload": describe_workload(workload), "runs": [run_to_json(run) for run in runs]}
-
-
-def _say_how_to_serve(console: Console, model: str, engine: Engine) -> None:
-    named = "" if model == DEFAULT_MODEL else f" {model}"
-    served = engine.checkpoint.name
-    console.rule("[bold]Serve it[/bold]", align="left")
-    console.print(f"  {_command()} serve{named}\n", style="bold", soft_wrap=True)
+    console.rule("[bold]Serve it like this[/bold]", align="left")
+    for sentence in why:
+        console.print(sentence, markup=False)
+    shown = _in_lines(line, console.width - 4)
+    console.print(f"\n{shown}\n", style="bold green", markup=False, soft_wrap=True)
     console.print(
         "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        f"""    -d '{{"model": "{served}", "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'""",
+        """    -d '{"service_tier": "priority",\n"""
+        f"""         "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'""",
+        style="dim",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _in_lines(line: str, width: int) -> str:
+    """A command as a shell takes it, broken before options where it is too long."""
+    lines = [""]
+    for part in line.replace(" --", "\n--").replace(" && ", " &&\n").split("\n"):
+        if lines[-1] and (len(lines[-1]) + len(part) + 3 > width or lines[-1].endswith("&&")):
+            lines.append(part)
+        else:
+            lines[-1] = f"{lines[-1]} {part}".strip()
+    broken = [one if one.endswith("&&") else f"{one} \\" for one in lines[:-1]]
+    return "\n".join(f"  {'    ' * (index > 0)}{one}" for index, one in enumerate([*broken, lines[-1]]))
+
+
+def _as_json(choice: Choice, max_kl: float, line: str, why: Sequence[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(choice), "max_kl": max_kl, "serve": line, "why": why}
 
 
 def _command() -> str:

@@ -98,6 +98,7 @@ class NativeExecutor:
             value_scales=list(kv_cache.value_scales),
         )
         self._open: _Parts | None = _Parts(program, cache, Sampler(team), BlockTables())
+        self._weight_bytes = weights.num_bytes
         self._num_blocks, self._block_size = num_blocks, block_size
         self._max_model_len, self._vocab_size = max_model_len, spec.vocab_size
         self._most_rows = max(1, _LOGITS_AT_A_TIME // spec.vocab_size)
@@ -109,6 +110,11 @@ class NativeExecutor:
     @property
     def block_size(self) -> int:
         return self._block_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """What all weights take as the kernels stream them."""
+        return self._weight_bytes
 
     @property
     def description(self) -> Mapping[str, str]:

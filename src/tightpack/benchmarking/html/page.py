@@ -16,6 +16,7 @@ from tightpack.benchmarking.html.markup import tag, text
 from tightpack.benchmarking.html.results import Record, Result, as_results, gap, mean
 from tightpack.benchmarking.html.tables import classes_table, provenance, results_table
 from tightpack.benchmarking.html.timeline_section import timelines
+from tightpack.benchmarking.html.tour_section import price, recommendation
 
 _TERMS = {
     "TTFT": "time to first token: from the arrival of a request to its first token, waiting included.",
@@ -41,8 +42,10 @@ def render_page(reports: Sequence[Record]) -> str:
     found = colours([run["policy"] for result in results for scene in result.scenes for run in scene.runs])
     body = (
         _header(results),
+        recommendation(reports),
         _tiles(results),
         _numbers(results),
+        price(results),
         sections.goodput_and_throughput(results, found),
         sections.precision(results),
         capacity(results, found),
@@ -63,7 +66,8 @@ def render_page(reports: Sequence[Record]) -> str:
 
 def _header(results: Sequence[Result]) -> str:
     report = results[0].report
-    labels = " and ".join(result.label for result in results)
+    *others, last = (result.label for result in results)
+    labels = f"{', '.join(others)} and {last}" if others else last
     machine = report.get("machine", {})
     where = report["executor"].get("device", "")
     device = machine.get("cpu", where) if where in ("cpu", "") else where

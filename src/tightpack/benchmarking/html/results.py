@@ -45,7 +45,7 @@ def read_reports(paths: Iterable[Path]) -> list[Record]:
 def as_results(reports: Sequence[Record]) -> list[Result]:
     """The reports under labels of their own: where two are the same, a number tells them apart."""
     results: list[Result] = []
-    for report in reports:
+    for report in (one for given in reports for one in given.get("tour", (given,))):
         name = label = str(report.get("label") or report["executor"].get("dtype", "result"))
         taken = [result.label for result in results]
         copies = 2
@@ -99,6 +99,8 @@ def _read(path: Path) -> Record:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if "tour" in report:
+        return dict(report)
     missing = [name for name in ("model", "executor", "workload", "runs") if name not in report]
     if missing:
         raise ValueError(f"{path} is not a result of tightpack bench: it has no {missing[0]!r}")

@@ -12,7 +12,7 @@ from tightpack.benchmarking.html.range_chart import Range, range_chart
 from tightpack.benchmarking.html.results import Record, Result, gap, interval, mean
 
 Colours = Mapping[str, int]
-_VARIANT_COLOURS = (0, 5, 7, 1, 6, 2)
+PRECISION_COLOURS = (0, 5, 7, 1, 6, 2)
 
 
 def section(title: str, about: str, *parts: str) -> str:
@@ -58,7 +58,7 @@ def precision(results: Sequence[Result]) -> str:
         found = []
         for policy in policies:
             bars = [
-                _bar(run, result.label, metric, f"c{_VARIANT_COLOURS[i % len(_VARIANT_COLOURS)]}")
+                _bar(run, result.label, metric, f"c{PRECISION_COLOURS[i % len(PRECISION_COLOURS)]}")
                 for i, (result, runs) in enumerate(_shown(results))
                 for run in runs
                 if run["policy"] == policy
@@ -72,8 +72,8 @@ def precision(results: Sequence[Result]) -> str:
     )
     return section(
         "Side by side",
-        "The same policies over other weights, or another engine. Fewer bits a weight are fewer bytes to read"
-        " in a step, so decodes come faster and the queue is shorter.",
+        "The same policies and the same load over other weights, or another engine. Where steps are shorter"
+        " the queue is too: a load that is too much for one is served in time by another.",
         tag("div", *charts, class_="row"),
     )
 

@@ -23,6 +23,9 @@ class _Column:
     metric: str | None = None
 
 
+# A longer table of classes is folded up: the charts below would be out of sight.
+_MOST_ROWS = 12
+
 _OUTPUT, _GOODPUT = "output_tokens_per_s", "goodput_requests_per_s"
 _COLUMNS = (
     _Column("Output", "tokens/s", lambda r: mean(r, _OUTPUT), 1, 0, max, _OUTPUT),
@@ -90,7 +93,10 @@ def classes_table(results: Sequence[Result]) -> str:
     )
     head = tag("tr", *(tag("th", title) for title in titles))
     table = tag("table", tag("thead", head), tag("tbody", *rows))
-    return tag("div", table, class_="scroll classes")
+    shown = tag("div", table, class_="scroll classes")
+    if len(rows) <= _MOST_ROWS:
+        return shown
+    return tag("details", tag("summary", "By service class"), shown)
 
 
 def provenance(result: Result) -> str:

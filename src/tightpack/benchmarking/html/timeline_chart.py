@@ -25,6 +25,7 @@ class Timeline:
     name: str
     note: str
     columns: Mapping[str, Sequence[float]]
+    policy: str
 
     @property
     def end_s(self) -> float:
