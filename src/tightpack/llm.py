@@ -39,6 +39,7 @@ from tightpack.serving_loop.clock import Clock, MonotonicClock
 from tightpack.serving_loop.collect import OutputCollector
 from tightpack.serving_loop.engine_thread import EngineThread
 from tightpack.serving_loop.executor import Executor
+from tightpack.serving_loop.load import EngineLoad
 from tightpack.serving_loop.loop import LoopStats, ServingLoop
 from tightpack.serving_loop.text_stream import CompletionDelta, CompletionStream
 
@@ -334,6 +335,16 @@ class AsyncLLM:
 
     def stats(self) -> LoopStats:
         return self._thread.stats
+
+    async def load(self) -> EngineLoad:
+        """The queue and the step times, between two steps. Raises RuntimeError when the engine is closed."""
+        limits = self.engine.limits
+
+        def snapshot(loop: ServingLoop) -> EngineLoad:
+            unfinished = (request for request in loop.requests if not request.finished)
+            return loop.meter().load(loop.policy, limits, unfinished)
+
+        return await self._thread.ask(snapshot)
 
     async def stream(
         self,

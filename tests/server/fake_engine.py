@@ -13,6 +13,8 @@ from tightpack.requests.sampling_params import SamplingParams
 from tightpack.requests.service_class import STANDARD, ServiceClass
 from tightpack.requests.service_class_settings import SERVICE_CLASSES
 from tightpack.scheduling.policy import QueueFullError, UnattainableError
+from tightpack.scheduling.step_time import PRIOR
+from tightpack.serving_loop.load import ClassLoad, EngineLoad
 from tightpack.serving_loop.loop import LoopStats
 from tightpack.serving_loop.text_stream import CompletionDelta
 
@@ -76,6 +78,25 @@ class FakeEngine:
     def stats(self) -> LoopStats:
         self.counters.num_running = len(self.active)
         return self.counters
+
+    async def load(self) -> EngineLoad:
+        running = len(self.active)
+        return EngineLoad(
+            policy="fake",
+            num_running=running,
+            num_waiting=0,
+            max_num_seqs=8,
+            max_num_batched_tokens=256,
+            by_class={"standard": ClassLoad(running)} if running else {},
+            decodes=running,
+            decode_context=10 * running,
+            free_kv_tokens=1000,
+            step_seconds=PRIOR,
+            relative_error=0.25,
+            num_observed=0,
+            departure_gap_s=0.0,
+            prompt_room_s=None,
+        )
 
     async def drain(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout

@@ -10,6 +10,7 @@ import typer
 from tightpack.cli.bench import bench, report
 from tightpack.cli.calibrate_cost import calibrate_cost
 from tightpack.cli.chat import chat
+from tightpack.cli.cluster import cluster
 from tightpack.cli.convert import convert
 from tightpack.cli.demo import demo
 from tightpack.cli.evaluate import evaluate
@@ -33,6 +34,7 @@ for command in (
     generate,
     chat,
     serve,
+    cluster,
     inspect,
     convert,
     quantize,

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tightpack.requests.request import Request
 from tightpack.scheduling.plan import StepPlan
+from tightpack.scheduling.step_time import StepTimeModel
 
 
 class QueueFullError(Exception):
@@ -33,6 +34,10 @@ class Policy(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """As users know it."""
+
+    @property
     def num_running(self) -> int:
         """Requests that hold blocks."""
 
@@ -51,6 +56,14 @@ class Policy(Protocol):
     @property
     def prefix_cache_hits(self) -> int:
         """Of those, the tokens that needed no computing."""
+
+    @property
+    def step_times(self) -> StepTimeModel | None:
+        """What the policy has learned of how long steps take; None if it does not ask."""
+
+    @property
+    def prompt_room_s(self) -> float | None:
+        """Seconds that prompts may add to a step; None if time does not bound it."""
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError (UnattainableError), or ValueError if it could never run.

@@ -12,6 +12,7 @@ from tightpack.scheduling.plan import StepPlan
 from tightpack.scheduling.policy import QueueFullError
 from tightpack.scheduling.queues import RequestQueues
 from tightpack.scheduling.step_builder import StepBuilder
+from tightpack.scheduling.step_time import StepTimeModel
 
 
 class PolicyBase(ABC):
@@ -49,6 +50,14 @@ class PolicyBase(ABC):
     @property
     def prefix_cache_hits(self) -> int:
         return self._blocks.num_hit_tokens
+
+    @property
+    def step_times(self) -> StepTimeModel | None:
+        return None
+
+    @property
+    def prompt_room_s(self) -> float | None:
+        return None
 
     def add(self, request: Request) -> None:
         self._check(request)

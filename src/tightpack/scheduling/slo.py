@@ -50,6 +50,14 @@ class SloPolicy(PolicyBase):
         self._num_prompt_tokens = 0
         self._places_taken = False
 
+    @property
+    def step_times(self) -> StepTimeModel:
+        return self._model
+
+    @property
+    def prompt_room_s(self) -> float | None:
+        return self._pace.room_s or None
+
     def add(self, request: Request) -> None:
         super().add(request)
         standing = Standing.of(request, next(self._ages))

@@ -73,6 +73,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
         response_models.ModelList,
         response_models.ModelCard,
         response_models.HealthResponse,
+        response_models.LoadResponse,
         response_models.VersionResponse,
     )
     _, built = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)

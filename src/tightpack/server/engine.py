@@ -9,6 +9,7 @@ from tightpack.requests.sampling_params import SamplingParams
 from tightpack.requests.service_class import ServiceClass
 
 if TYPE_CHECKING:
+    from tightpack.serving_loop.load import EngineLoad
     from tightpack.serving_loop.loop import LoopStats
     from tightpack.serving_loop.text_stream import CompletionDelta
 
@@ -72,6 +73,9 @@ class ServingEngine(Protocol):
         """
 
     def stats(self) -> LoopStats: ...
+
+    async def load(self) -> EngineLoad:
+        """What a request would meet if it came now."""
 
     async def drain(self, timeout: float) -> Any:
         """Take no new request and wait, `timeout` seconds at the most, for those that run."""

@@ -24,7 +24,7 @@ async def parse_body(request: Request, model: type[Body], max_bytes: int) -> Bod
     nesting, which would otherwise come out as failures further down.
     """
     _check_content_type(request)
-    raw = await _read(request, max_bytes)
+    raw = await read_body(request, max_bytes)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
@@ -40,7 +40,8 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The bytes of a body. Raises ApiError (413) for one of more than `max_bytes`."""
     too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="request_too_large")
     pieces: list[bytes] = []
     size = 0

@@ -128,5 +128,31 @@ class HealthResponse(Answer):
     status: Literal["ok"]
 
 
+class ClassLoad(Answer):
+    requests: int
+    prompt_tokens: int = Field(description="Not computed yet.")
+    prompt_pairs: int = Field(description="Query and key pairs of those tokens.")
+
+
+class LoadResponse(Answer):
+    server_load: int = Field(description="HTTP requests in flight.")
+    policy: str
+    num_running: int
+    num_waiting: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    by_class: dict[str, ClassLoad]
+    decodes: int
+    decode_context: int
+    free_kv_tokens: int
+    step_seconds: list[float] = Field(
+        description="Of a step, a prompt token, a prompt pair, a decode, a position that a decode reads."
+    )
+    relative_error: float
+    num_observed: int
+    departure_gap_s: float
+    prompt_room_s: float | None
+
+
 class VersionResponse(Answer):
     version: str

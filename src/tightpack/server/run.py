@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from tightpack.server.app import create_app
 from tightpack.server.engine import ServingEngine
@@ -50,34 +51,50 @@ def run_server(
         allowed_origins=allowed_origins,
         lifecycle=lifecycle,
     )
-    config = uvicorn.Config(
+    server = DrainingServer(
         app,
-        log_config=None,
+        engine,
+        lifecycle,
+        drain_timeout=drain_timeout,
         access_log=access_log,
-        lifespan="off",
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=1,
+        on_ready=on_ready,
+        on_drain=on_drain,
     )
-    server = _Server(config, engine, lifecycle, drain_timeout, on_ready, on_drain)
-    try:
-        server.run(sockets=[sock])
-    finally:
-        server.close_engine()
+    server.run_until_drained(sock)
 
 
-class _Server(uvicorn.Server):
+class Drainable(Protocol):
+    """What answers behind an application, as far as ending it goes."""
+
+    async def drain(self, timeout: float) -> Any:
+        """Take no new request and wait, `timeout` seconds at the most, for those that run."""
+
+    def close(self) -> None: ...
+
+
+class DrainingServer(uvicorn.Server):
     """uvicorn with two-stage signals."""
 
     def __init__(
         self,
-        config: uvicorn.Config,
-        engine: ServingEngine,
+        app: ASGIApp,
+        engine: Drainable,
         lifecycle: Lifecycle,
-        drain_timeout: float,
-        on_ready: Callable[[], None],
-        on_drain: Callable[[int], None],
+        *,
+        drain_timeout: float = 30.0,
+        access_log: bool = False,
+        on_ready: Callable[[], None] = lambda: None,
+        on_drain: Callable[[int], None] = lambda in_flight: None,
     ) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=access_log,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
         super().__init__(config)
         self._engine = engine
         self._lifecycle = lifecycle
@@ -86,6 +103,18 @@ class _Server(uvicorn.Server):
         self._on_drain = on_drain
         self._drain_task: asyncio.Task[None] | None = None
         self._engine_closed = False
+
+    def run_until_drained(self, sock: socket.socket) -> None:
+        try:
+            self.run(sockets=[sock])
+        finally:
+            self.close_engine()
+
+    def begin_drain(self) -> None:
+        """What the first signal does, for a server that is told otherwise. Call from its event loop."""
+        if not self._lifecycle.draining:
+            self._lifecycle.draining = True
+            self._start_drain()
 
     def close_engine(self) -> None:
         """Close it once; requests that still run end with an error."""

@@ -1,7 +1,8 @@
-"""/v1/models, /health, /version and /metrics."""
+"""/v1/models, /health, /load, /version and /metrics."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -58,6 +59,19 @@ def status_routes(service: Service) -> APIRouter:
         if not service.engine.is_running:
             raise ApiError(503, "the engine has stopped", code="engine_stopped")
         return JSONResponse({"status": "ok"})
+
+    @router.get(
+        "/load",
+        summary="What a request would meet now",
+        responses=answers("LoadResponse", 401, 503),
+    )
+    async def load() -> JSONResponse:
+        """The queue by service class and the learned step times, from which routers predict the TTFT."""
+        if not service.engine.is_running:
+            raise ApiError(503, "the engine has stopped", code="engine_stopped")
+        # This request is itself one of those in flight.
+        in_flight = service.lifecycle.in_flight - 1
+        return JSONResponse({"server_load": in_flight, **asdict(await service.engine.load())})
 
     @router.get("/version", summary="The version", responses=answers("VersionResponse", 401))
     async def version() -> JSONResponse:

@@ -10,12 +10,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tightpack.requests.outputs import Update
 from tightpack.requests.request import Request
 from tightpack.serving_loop.loop import LoopStats, ServingLoop
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -79,6 +81,21 @@ class EngineThread:
     def close_intake(self) -> None:
         """Tell the policy that no request is expected, so that partial batches leave."""
         self._command(self._loop.close_intake)
+
+    async def ask(self, question: Callable[[ServingLoop], T]) -> T:
+        """What the loop answers between two steps. Raises RuntimeError when the engine is closed."""
+        home = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = home.create_future()
+
+        def set_answer(value: T) -> None:
+            if not answer.done():
+                answer.set_result(value)
+
+        def reply() -> None:
+            home.call_soon_threadsafe(set_answer, question(self._loop))
+
+        self._command(reply)
+        return await answer
 
     def close(self) -> None:
         """Stop after the step under way; requests that are not finished end with an error."""

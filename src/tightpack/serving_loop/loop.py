@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from tightpack.requests.outputs import Update
@@ -11,6 +11,7 @@ from tightpack.scheduling.plan import StepPlan
 from tightpack.scheduling.policy import Policy
 from tightpack.serving_loop.clock import Clock
 from tightpack.serving_loop.executor import Executor, SampledToken, StepResult
+from tightpack.serving_loop.load import LoadMeter
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class ServingLoop:
         self.stats = LoopStats()
         self._requests: dict[str, Request] = {}
         self._unpublished: dict[str, Request] = {}
+        self._meter: LoadMeter | None = None
 
     def step(self) -> list[Update]:
         """One iteration; returns what may be shown. Nothing runs when the policy has nothing to run now."""
@@ -71,6 +73,9 @@ class ServingLoop:
         self.policy.commit(StepPlan(computed, plan.evicted))
         for request in finished:
             self.policy.remove(request)
+        if self._meter is not None:
+            self._meter.observe(plan, result.elapsed_s)
+            self._meter.settle(now, len(finished), busy=bool(self.policy.num_running))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError, or ValueError for one that could never run."""
@@ -101,6 +106,17 @@ class ServingLoop:
     def next_wakeup(self) -> float | None:
         """When to step again although nothing arrives; None when only an arrival gives work."""
         return self.policy.next_wakeup(self.clock.now())
+
+    def meter(self) -> LoadMeter:
+        """What steps cost here. It learns from when it is first asked for: nobody else pays for it."""
+        if self._meter is None:
+            self._meter = LoadMeter(self.policy)
+        return self._meter
+
+    @property
+    def requests(self) -> Collection[Request]:
+        """Those queued, running, or ended but not yet published."""
+        return self._requests.values()
 
     @property
     def has_unfinished(self) -> bool:
