@@ -17,10 +17,11 @@ from tightpack.cli.bench_plan import Plan
 from tightpack.cli.bench_target import Opened
 from tightpack.engine_args import EngineArgs, resolve_limits
 from tightpack.serving_loop.loop import ServingLoop
+from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.cost_model import CostModel
 from tightpack.simulated.engine import make_simulated_loop
 from tightpack.simulated.fitted import FittedCostModel
-from tightpack.simulated.hardware import PRECISIONS, hardware, precision
+from tightpack.simulated.hardware import PRECISIONS, precision
 from tightpack.simulated.roofline import RooflineCostModel
 from tightpack.simulated.virtual_clock import VirtualClock
 
@@ -96,7 +97,7 @@ def read_simulation(
             f"--simulate takes DEVICE:MODEL, such as h100:config.json or 8xh100:config.json, or a file that "
             f"`tightpack calibrate-cost` wrote; got {source!r}"
         )
-    machine = hardware(match["device"])
+    machine = load_catalogue()[match["device"]]
     name = quantization or "bf16"
     if name not in PRECISIONS:
         raise ValueError(f"--simulate knows --quantization {', '.join(PRECISIONS)}; got {name!r}")
