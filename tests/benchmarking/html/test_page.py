@@ -164,7 +164,7 @@ def test_a_sweep_shows_a_line_a_policy_in_each_chart() -> None:
 def test_bars_have_the_values_of_the_best_rate() -> None:
     page = Page(render_page([report()]))
     titles = [words for words in page.texts["title"] if "requests/s" in words and ":" in words]
-    assert [f"{policy}: {2 * (1 + i)} requests/s" for i, policy in enumerate(POLICIES)] == titles
+    assert [f"{policy}: {2 * (1 + i):.2f} requests/s" for i, policy in enumerate(POLICIES)] == titles
     assert page.texts["td"].count("–") == 4  # of static: TPOT twice, ITL and the longest gap
 
 
