@@ -1,6 +1,7 @@
 """Named workloads that show one thing each, with the limits under which they show it.
 
-`tightpack bench --scenario NAME` runs one. Their loads are fixed; `tightpack demo` sizes its own to the machine.
+`tightpack bench --scenario NAME` runs one. Their loads are fixed; `tightpack demo` sizes its own to the
+machine.
 """
 
 from __future__ import annotations
