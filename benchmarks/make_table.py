@@ -71,9 +71,9 @@ def _caption(report: Mapping[str, Any], source: str) -> str:
     targets = next(one for one in workload["service_classes"].values() if one["ttft_s"] is not None)
     return (
         f"{_capitalized(workload['description'])}; {report['model']} on {where}"
-        f" ({report['date'][:10]}, [data]({source})). Latencies, and in time (TTFT up to {targets['ttft_s']:g} s,"
-        f" TPOT up to {1000 * targets['tpot_s']:g} ms), are those of the interactive requests; KL is in nats"
-        " against bf16."
+        f" ({report['date'][:10]}, [data]({source})). Latencies, and in time (TTFT up to"
+        f" {targets['ttft_s']:g} s, TPOT up to {1000 * targets['tpot_s']:g} ms), are those of the interactive"
+        " requests; KL is in nats against bf16."
     )
 
 

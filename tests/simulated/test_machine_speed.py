@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from tightpack.scheduling.plan import StepPlan
@@ -55,7 +57,7 @@ def test_reference_steps_fit(count: int, positions: int, budget: int) -> None:
 
 def test_a_scaled_cost_model() -> None:
     class Flat:
-        description = {"cost_model": "flat"}
+        description: ClassVar[dict[str, str]] = {"cost_model": "flat"}
 
         def step_seconds(self, plan: StepPlan) -> float:
             return 0.5

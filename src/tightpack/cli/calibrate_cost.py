@@ -267,29 +267,30 @@ def _show_check(console: Any, predictions: list[Prediction]) -> None:
     from rich import box
     from rich.table import Table
 
+    # Title, factor and decimals of each figure.
     names = {
-        "output_tokens_per_s": ("out tok/s", 1.0),
-        "ttft_p50_s": ("TTFT p50 ms", 1e3),
-        "ttft_p99_s": ("TTFT p99 ms", 1e3),
-        "tpot_p50_s": ("TPOT p50 ms", 1e3),
-        "tpot_p99_s": ("TPOT p99 ms", 1e3),
+        "output_tokens_per_s": ("output\ntokens/s", 1.0, 0),
+        "ttft_p50_s": ("TTFT p50\ns", 1.0, 2),
+        "ttft_p99_s": ("TTFT p99\ns", 1.0, 2),
+        "tpot_p50_s": ("TPOT p50\nms", 1e3, 1),
+        "tpot_p99_s": ("TPOT p99\nms", 1e3, 1),
     }
-    table = Table(box=box.ROUNDED, title="Predicted / measured", title_style="bold")
+    title = "Predicted / measured, and the error"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_style="bold")
     table.add_column("policy", no_wrap=True)
-    table.add_column("req/s", justify="right")
-    table.add_column("slower", justify="right")
-    for title, _ in names.values():
-        table.add_column(title, justify="right")
+    for column in ("rate\n1/s", "slower", *(column for column, *_ in names.values())):
+        table.add_column(column, justify="right", no_wrap=True, vertical="top")
     for one in predictions:
         cells = []
         errors = one.errors()
-        for name, (_, factor) in names.items():
+        for name, (_, factor, decimals) in names.items():
             if name not in errors:
                 cells.append("–")
                 continue
-            predicted, measured = getattr(one.predicted, name), getattr(one.measured, name)
-            cells.append(f"{predicted * factor:.0f} / {measured * factor:.0f} ({errors[name]:+.0%})")
-        table.add_row(one.policy, f"{one.rate:g}", f"{one.slowdown - 1:+.0%}", *cells)
+            both = (getattr(figures, name) * factor for figures in (one.predicted, one.measured))
+            shown = "/".join(f"{value:.{decimals}f}" for value in both)
+            cells.append(f"{shown}\n{errors[name]:+.0%}")
+        table.add_row(one.policy, f"{one.rate:.3g}", f"{one.slowdown - 1:+.0%}", *cells)
     console.print(table)
     off = [abs(error) for one in predictions for error in one.errors().values()]
     unadjusted = [
