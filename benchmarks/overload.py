@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -222,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for mode in options.modes.split(",")
         }
     )
+    # Ended from outside, it takes its server with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     found: dict[str, Any] = {}
     for mode, own in modes.items():
         print(f"{mode}: {' '.join([*own, *serve_options]) or options.url}", flush=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-TIMEOUT_S = 180.0
+TIMEOUT_S = 600.0
 _TIERS = {"interactive": "priority", "standard": "default", "batch": "flex"}
 
 
