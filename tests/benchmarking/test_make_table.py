@@ -53,7 +53,7 @@ def result_of(name: str, kl: float | None, *runs: dict[str, object]) -> dict[str
         "machine": {"cpu": "A Processor", "cores": 2},
         "executor": {"dtype": "bfloat16", "device": "cpu", "threads": "2"},
         "date": "2026-01-02T03:04:05Z",
-        "precision": {"name": name, "weight_bytes": 3 * 2**20, "quality": quality},
+        "precision": {"name": name, "how": "as it is", "weight_bytes": 3 * 2**20, "quality": quality},
         "workload": {"description": "nine requests", "service_classes": classes},
         "runs": list(runs),
     }
@@ -64,10 +64,11 @@ REPORT = {
         result_of("bf16", None, run_of("static", 100.4, 3.0, 0.0), run_of("slo", 250.0, 0.5, 0.03)),
         result_of("int4", 0.0123, run_of("static", 200.0, 2.0, 0.0), run_of("slo", 300.0, 0.4, 0.01)),
     ],
+    "rounded_to_int4_anew": {"kl": 0.25, "top1_agreement": 0.8, "tokens": 7},
     "recommendation": {
         "winner": {"precision": "int4", "policy": "slo"},
         "why": ["It is better.", "By far."],
-        "serve": "some/where/tightpack serve --policy slo",
+        "serve": "tightpack serve --policy slo",
     },
 }
 
@@ -101,6 +102,8 @@ def test_writes_the_newest_result_between_the_markers(make_table: ModuleType, pl
     assert "|  |  |  | `slo` ← | **300** | **0.80** | **10** | **20** | **50** | **1.50** |" in text
     assert "Nine requests; tiny on 2 threads of A Processor (2026-01-02, " in text
     assert "TTFT up to 0.5 s, TPOT up to 50 ms" in text
+    assert "int4 is as it is." in text
+    assert "rounded to nearest on loading (groups of 64), KL 0.25;" in text
     assert "It is better. By far. `tightpack serve --policy slo`" in text
     assert "benchmarks/results/2026-01-02-policies.json" in text
 
