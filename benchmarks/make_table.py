@@ -86,8 +86,8 @@ def _about_int4(report: Mapping[str, Any]) -> list[str]:
     how = {result["precision"]["name"]: result["precision"]["how"] for result in report["tour"]}
     return [
         "",
-        f"int4 is {how['int4']}. A model that comes in bf16 pays more: rounded to nearest on loading (groups of"
-        f" 64), KL {anew['kl']:.2g}; `tightpack quantize` lowers that.",
+        f"int4: {how['int4']}. A model that comes in bf16 pays more: rounded to nearest on loading (groups"
+        f" of 64), KL {anew['kl']:.2g}; `tightpack quantize` lowers that.",
     ]
 
 

@@ -102,7 +102,7 @@ def test_writes_the_newest_result_between_the_markers(make_table: ModuleType, pl
     assert "|  |  |  | `slo` ← | **300** | **0.80** | **10** | **20** | **50** | **1.50** |" in text
     assert "Nine requests; tiny on 2 threads of A Processor (2026-01-02, " in text
     assert "TTFT up to 0.5 s, TPOT up to 50 ms" in text
-    assert "int4 is as it is." in text
+    assert "int4: as it is." in text
     assert "rounded to nearest on loading (groups of 64), KL 0.25;" in text
     assert "It is better. By far. `tightpack serve --policy slo`" in text
     assert "benchmarks/results/2026-01-02-policies.json" in text
