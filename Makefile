@@ -10,14 +10,14 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 .PHONY: help demo test lint check table clean
 
 help:
-	@echo "make demo    watch a real model answer under every batching policy"
+	@echo "make demo    a tour of both levers, precision and batching, on a real model: two minutes"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make check   lint and test: what CI runs"
 	@echo "make table   write the README's table from the newest benchmarks/results/*.json"
 	@echo "make clean   remove .venv and build/"
 
-demo: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model
+demo: $(STAMPS)/package $(STAMPS)/model
 	@$(VENV)/bin/tightpack demo
 
 test: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model $(STAMPS)/test

@@ -27,14 +27,21 @@ class Flat:
         return self.seconds
 
 
-def check(real_s: float, predicted_s: float):
+def simulated(seconds: float):
+    return lambda policy, clock, slowdown=1.0: make_simulated_loop(
+        Flat(seconds * slowdown), LIMITS, policy, clock
+    )
+
+
+def check(real_s: float, predicted_s: float, **more):
     clock = VirtualClock()
+    workloads = {name: [(4.0, WORKLOAD)] for name in ("static", "continuous")}
     return list(
         check_predictions(
             lambda policy: make_simulated_loop(Flat(real_s), LIMITS, policy, clock),
-            lambda policy, own: make_simulated_loop(Flat(predicted_s), LIMITS, policy, own),
-            ("static", "continuous"),
-            [(4.0, WORKLOAD)],
+            simulated(predicted_s),
+            workloads,
+            **more,
         )
     )
 
@@ -58,9 +65,19 @@ def test_a_cost_model_that_is_too_slow_shows_where():
     assert stored["measured"]["tpot_p50_s"] == pytest.approx(0.02)
 
 
+def test_a_machine_that_became_slower_is_allowed_for():
+    speeds = iter((1.4, 1.6, 1.0, 1.0))
+    static, continuous = check(0.03, 0.02, slowdown=lambda: next(speeds))
+    assert static.slowdown == pytest.approx(1.5)
+    assert all(abs(error) < 1e-9 for error in static.errors().values())
+    assert static.unadjusted.ttft_p50_s < static.predicted.ttft_p50_s
+    # As fast as at calibration, but off all the same: that is the model's error.
+    assert continuous.slowdown == 1
+    assert continuous.errors()["tpot_p50_s"] == pytest.approx(-1 / 3, abs=0.01)
+    assert continuous.unadjusted == continuous.predicted
+
+
 def test_a_prediction_alone_takes_no_time():
-    figures = predict(
-        lambda policy, clock: make_simulated_loop(Flat(100.0), LIMITS, policy, clock), "continuous", WORKLOAD
-    )
+    figures = predict(simulated(100.0), "continuous", WORKLOAD)
     assert figures.ttft_p50_s is not None
     assert figures.ttft_p50_s > 100

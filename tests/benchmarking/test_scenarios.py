@@ -26,12 +26,12 @@ def test_each_fits_its_own_limits() -> None:
 
 
 def test_seeds_change_the_mix() -> None:
-    assert scenarios(0)["demo"].requests == scenarios(0)["demo"].requests
-    assert scenarios(0)["demo"].requests != scenarios(1)["demo"].requests
+    assert scenarios(0)["mixed"].requests == scenarios(0)["mixed"].requests
+    assert scenarios(0)["mixed"].requests != scenarios(1)["mixed"].requests
 
 
 def test_the_descriptions_are_true() -> None:
-    mixed, long_prompt = scenarios()["demo"], scenarios()["long-prompt"]
+    mixed, long_prompt = scenarios()["mixed"], scenarios()["long-prompt"]
     assert mixed.description.startswith(f"{len(mixed.requests)} requests")
     assert len({one.output_len for one in mixed.requests}) > len(mixed.requests) / 3
     longest = max(one.input_len for one in long_prompt.requests)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tightpack.cli.main import app
+from tightpack.scheduling.registry import POLICY_NAMES
 from tightpack.simulated.fitted import FittedCostModel
 
 
@@ -41,6 +43,40 @@ def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
         "block_size": 16,
         "num_blocks": 8,
     }
+
+
+def test_the_check_holds_real_runs_against_simulated_ones(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tightpack.cli.calibrate_cost._REQUESTS", 6)
+    monkeypatch.setattr("tightpack.simulated.machine_speed._SHORTEST_S", 0.0)
+    figures = tmp_path / "check.json"
+    done = CliRunner().invoke(
+        app,
+        [
+            *(
+                "calibrate-cost",
+                str(tiny_model("llama")),
+                "-o",
+                str(tmp_path / "fit.json"),
+                "--device",
+                "cpu",
+            ),
+            *("--max-model-len", "64", "--max-num-seqs", "2", "--rounds", "1", "--quiet"),
+            *("--num-threads", "1", "--executor", "native", "--json", str(figures)),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.split("Predicted / measured")[1].splitlines())) <= 80
+    found = json.loads(figures.read_text())["predictions"]
+    assert [one["policy"] for one in found] == [*POLICY_NAMES, *POLICY_NAMES]
+    assert all(one["slowdown"] > 0 for one in found)
+    for name in POLICY_NAMES:
+        light, heavy = (one["rate"] for one in found if one["policy"] == name)
+        assert heavy / light == pytest.approx(7 / 4, rel=0.02)
+    for one in found:
+        predicted, measured = one["predicted"]["ttft_p50_s"], one["measured"]["ttft_p50_s"]
+        assert one["errors"]["ttft_p50_s"] == pytest.approx(predicted / measured - 1)
 
 
 def test_figures_of_a_check_that_is_not_made_are_refused(tmp_path: Path):

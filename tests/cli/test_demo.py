@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def test_the_line_to_serve_is_what_was_measured(toured, tiny_model) -> None:
     line = report["recommendation"]["serve"]
     winner = report["recommendation"]["winner"]
     words = shlex.split(line)
-    assert words[1:3] == ["serve", str(tiny_model("llama"))]
+    assert words[:3] == ["tightpack", "serve", str(tiny_model("llama"))]
     given = dict(zip(words[3::2], words[4::2], strict=True))
     assert given["--policy"] == winner["policy"]
     assert given.get("--quantization", "bf16") == winner["precision"]
@@ -67,7 +69,7 @@ def test_the_line_to_serve_is_what_was_measured(toured, tiny_model) -> None:
         str(limits["max_num_batched_tokens"]) if limits["max_num_batched_tokens"] else None
     )
     printed = output.replace("\\\n", "")
-    assert " ".join(line.split()) in " ".join(printed.split())
+    assert line.removeprefix("tightpack ") in " ".join(printed.split())
     assert "Serve it like this" in page
     # The server takes every option named.
     options = CliRunner().invoke(app, ["serve", "--help"]).output
@@ -90,6 +92,16 @@ def test_a_quality_bound_that_nothing_else_meets(tiny_model, tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     assert "Left out for quality: int8, int4." in done.output
     assert "--quantization" not in done.output
+
+
+def test_it_needs_no_torch(tiny_model, tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from tightpack.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "demo", str(tiny_model("llama")), *QUICK]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # Without --html the page lies where one is.
+    assert (tmp_path / "tightpack-demo.html").is_file()
+    assert "Charts of all of it: tightpack-demo.html" in done.stdout
 
 
 def test_a_page_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

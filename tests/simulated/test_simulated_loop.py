@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tightpack.benchmarking.driver import Drive, drive
-from tightpack.benchmarking.scenarios import Scenario, demo, long_prompt
+from tightpack.benchmarking.scenarios import Scenario, long_prompt, mixed
 from tightpack.benchmarking.workload import (
     Workload,
     WorkloadRequest,
@@ -58,8 +58,8 @@ def run(cpu_model, new_limits):
 
 def test_the_policies_keep_the_order_that_real_runs_have(run):
     # At 12 requests a second: with every queue full all the time, static and dynamic are the same.
-    calmer = [replace(one, arrival_s=one.arrival_s * 40 / 12) for one in demo().requests[:36]]
-    scenario = replace(demo(), requests=tuple(calmer))
+    calmer = [replace(one, arrival_s=one.arrival_s * 40 / 12) for one in mixed().requests[:36]]
+    scenario = replace(mixed(), requests=tuple(calmer))
     seen = {policy: run(scenario, policy) for policy in POLICIES}
     summaries = {policy: summary for policy, (summary, _) in seen.items()}
     tokens_per_s = {policy: rate for policy, (_, rate) in seen.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tightpack.benchmarking.driver import drive
 from tightpack.benchmarking.outcomes import Drive
@@ -12,6 +12,11 @@ from tightpack.benchmarking.workload import Workload
 from tightpack.latency.summary import duration, summarize, throughput
 from tightpack.serving_loop.loop import ServingLoop
 from tightpack.simulated.virtual_clock import VirtualClock
+
+
+class Simulated(Protocol):
+    def __call__(self, policy: str, clock: VirtualClock, slowdown: float = 1.0) -> ServingLoop:
+        """A fresh loop on a machine whose steps take so many times what the cost model says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,17 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One policy under one workload. rate: requests a second."""
+    """One policy under one workload. rate: requests a second.
+
+    slowdown: of the machine around the run, against its calibration; known before the run's outcome is.
+    predicted: at that speed. unadjusted: at the speed of the calibration.
+    """
 
     policy: str
     rate: float
+    slowdown: float
     predicted: Figures
+    unadjusted: Figures
     measured: Figures
 
     def errors(self) -> dict[str, float]:
@@ -61,24 +72,26 @@ class Prediction:
 
 def check_predictions(
     real: Callable[[str], ServingLoop],
-    simulated: Callable[[str, VirtualClock], ServingLoop],
-    policies: Sequence[str],
-    workloads: Sequence[tuple[float, Workload]],
+    simulated: Simulated,
+    workloads: Mapping[str, Sequence[tuple[float, Workload]]],
+    slowdown: Callable[[], float] = lambda: 1.0,
 ) -> Iterator[Prediction]:
-    """One for each policy and workload, as it is measured.
+    """One for each policy and workload, as it is measured; the policies take turns.
 
     real, simulated: fresh loops under the named policy, with the same limits.
-    workloads: requests a second, and the requests.
+    workloads: for each policy, requests a second and the requests; as many for each.
+    slowdown: of the machine now; asked before and after each run, whose mean is the run's.
     """
-    for rate, workload in workloads:
-        for policy in policies:
-            predicted = predict(simulated, policy, workload)
+    for of_each in zip(*workloads.values(), strict=True):
+        for policy, (rate, workload) in zip(workloads, of_each, strict=True):
+            before = slowdown()
             measured = Figures.of(drive(real(policy), workload))
-            yield Prediction(policy, rate, predicted, measured)
+            factor = (before + slowdown()) / 2
+            predicted = predict(simulated, policy, workload, factor)
+            unadjusted = predict(simulated, policy, workload)
+            yield Prediction(policy, rate, factor, predicted, unadjusted, measured)
 
 
-def predict(
-    simulated: Callable[[str, VirtualClock], ServingLoop], policy: str, workload: Workload
-) -> Figures:
+def predict(simulated: Simulated, policy: str, workload: Workload, slowdown: float = 1.0) -> Figures:
     clock = VirtualClock()
-    return Figures.of(drive(simulated(policy, clock), workload))
+    return Figures.of(drive(simulated(policy, clock, slowdown), workload))

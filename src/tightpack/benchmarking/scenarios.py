@@ -1,6 +1,7 @@
 """Named workloads that show one thing each, with the limits under which they show it.
 
-`tightpack demo` runs them, and `tightpack bench --scenario NAME` measures exactly the same.
+`tightpack bench --scenario NAME` runs one. Their loads are fixed; `tightpack demo` sizes its own to the
+machine.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Scenario:
         }
 
 
-def demo(seed: int = 0) -> Scenario:
+def mixed(seed: int = 0) -> Scenario:
     """Mixed lengths arriving faster than small batches are done: where the batching policy decides."""
     # More than two cores can serve; half a minute for four policies. The caps keep one long request from
     # being all of it.
@@ -45,7 +46,7 @@ def demo(seed: int = 0) -> Scenario:
         for input_len, output_len in mixed_lengths(count, input_len=48, output_len=40, seed=seed)
     ]
     return Scenario(
-        name="demo",
+        name="mixed",
         description=f"{count} requests of mixed lengths, {rate:g} a second",
         requests=tuple(shapes(lengths, arrive_poisson(count, rate, seed))),
         policies=("static", "dynamic", "continuous", "chunked-prefill"),
@@ -77,5 +78,5 @@ def long_prompt(seed: int = 0) -> Scenario:
 
 def scenarios(seed: int = 0) -> Mapping[str, Scenario]:
     """By name."""
-    built: Sequence[Scenario] = (demo(seed), long_prompt(seed))
+    built: Sequence[Scenario] = (mixed(seed), long_prompt(seed))
     return {scenario.name: scenario for scenario in built}

@@ -80,7 +80,7 @@ MixOption = Annotated[
 ]
 ScenarioOption = Annotated[
     str | None,
-    _workload("What `tightpack demo` runs, limits included: demo or long-prompt.", metavar="NAME"),
+    _workload("A workload and limits that show one thing: mixed or long-prompt.", metavar="NAME"),
 ]
 SeedOption = Annotated[int, _workload("Of lengths, arrivals, classes and prompts; repeats count up from it.")]
 MaxNumSeqsOption = Annotated[

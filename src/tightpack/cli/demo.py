@@ -101,13 +101,14 @@ def demo(
     console.print(tour_table(found, choice.winner))
     for note in tour.notes():
         console.print(note, style="dim")
-    line = _serve_line(tour, choice)
     console.print()
     for sentence in both_levers(found):
         console.print(f"[bold cyan]›[/bold cyan] {sentence}")
     why = choice_in_words(choice, max_kl)
-    _say_choice(console, why, line)
-    report = tour.report(found) | {"recommendation": _as_json(choice, max_kl, line, why)}
+    _say_choice(console, why, _serve_line(tour, choice, _command()))
+    report = tour.report(found) | {
+        "recommendation": _as_json(choice, max_kl, _serve_line(tour, choice, "tightpack"), why)
+    }
     write_page(page, [report])
     console.print(f"\nCharts of all of it: {page}", soft_wrap=True)
     if json_path is not None:
@@ -154,17 +155,17 @@ def _ask(console: Console, engine: Engine) -> None:
     console.print("\n")
 
 
-def _serve_line(tour: Tour, choice: Choice) -> str:
-    """What a shell takes to serve as the winner was measured."""
+def _serve_line(tour: Tour, choice: Choice, program: str) -> str:
+    """What a shell takes to serve as the winner was measured. program: how it finds this one."""
     given = tour.args.model
     precision = tour.precision(choice.winner.precision)
     options = [*precision.serve, "--policy", choice.winner.policy, *tour.serve_options(choice.winner.policy)]
     if not precision.needs_conversion:
         named = [] if given == DEFAULT_MODEL else [given]
-        return f"{_command()} serve {shlex.join([*named, *options])}"
+        return f"{program} serve {shlex.join([*named, *options])}"
     directory = f"{Path(given).stem or 'model'}-bf16"
-    convert = f"{_command()} convert {shlex.join([given])} -o {directory}"
-    return f"{convert} && {_command()} serve {shlex.join([directory, *options])}"
+    convert = f"{program} convert {shlex.join([given])} -o {directory}"
+    return f"{convert} && {program} serve {shlex.join([directory, *options])}"
 
 
 def _say_choice(console: Console, why: Sequence[str], line: str) -> None:

@@ -164,7 +164,7 @@ def test_a_sweep_shows_a_line_a_policy_in_each_chart() -> None:
 def test_bars_have_the_values_of_the_best_rate() -> None:
     page = Page(render_page([report()]))
     titles = [words for words in page.texts["title"] if "requests/s" in words and ":" in words]
-    assert [f"{policy}: {2 * (1 + i)} requests/s" for i, policy in enumerate(POLICIES)] == titles
+    assert [f"{policy}: {2 * (1 + i):.2f} requests/s" for i, policy in enumerate(POLICIES)] == titles
     assert page.texts["td"].count("–") == 4  # of static: TPOT twice, ITL and the longest gap
 
 
@@ -277,3 +277,37 @@ def test_labels_tell_results_apart(tmp_path: Path) -> None:
     assert [one.label for one in as_results([report("a"), report("a"), report("b")])] == ["a", "a (2)", "b"]
     write_page(tmp_path / "new" / "page.html", [report()])
     assert (tmp_path / "new" / "page.html").stat().st_size > 10_000
+
+
+def test_a_tour_shows_what_to_serve_and_what_bits_cost() -> None:
+    def priced(name: str, mebibytes: int, kl: float | None) -> dict[str, Any]:
+        quality = None if kl is None else {"kl": kl, "top1_agreement": 0.9, "tokens": 70}
+        return report(
+            name,
+            precision={
+                "name": name,
+                "how": f"how {name} is made",
+                "weight_bytes": mebibytes * 2**20,
+                "served_requests_per_s": 10.0 + mebibytes,
+                "quality": quality,
+            },
+        )
+
+    chosen = {"serve": "tightpack serve --policy slo", "why": ["It <is> best."]}
+    tour = {"tour": [priced("bf16", 256, None), priced("int4", 92, 0.0031)], "recommendation": chosen}
+    page = Page(render_page([tour]))
+    assert "What fewer bits buy, and what they cost" in headings(page)
+    assert "tightpack serve --policy slo" in page.texts["pre"]
+    assert "It <is> best." in page.texts["p"]
+    bars = page.texts["title"]
+    assert {"bf16: 256 MiB", "int4: 92.0 MiB", "int4: 0.0031 nats", "int4: 102 requests/s"} <= set(bars)
+    assert any("same first choice at 90.0 % of 70 positions" in one for one in page.texts["dd"])
+    # One result alone has nothing to hold its precision against.
+    assert "What fewer bits buy, and what they cost" not in headings(Page(render_page(tour["tour"][:1])))
+
+
+def test_timelines_of_whole_batches_are_folded_up() -> None:
+    page = Page(render_page([report()]))
+    folded = [words for words in page.texts["summary"] if words.startswith("The same of")]
+    assert folded == ["The same of static"]
+    assert len(page.having("timeline")) == len(POLICIES)

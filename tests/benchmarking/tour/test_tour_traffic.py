@@ -14,11 +14,16 @@ def size(prompt_tokens_per_s: float = 2000.0, decode_step_s: float = 0.01, conte
     return Size.of(Pace(prompt_tokens_per_s, decode_step_s), max_num_seqs=8, max_model_len=context)
 
 
-def test_the_pace_is_that_of_the_middle_steps() -> None:
+def test_the_pace_is_the_best_that_was_seen() -> None:
     alone = [StepRecord(0, 0.1, 256, 0), StepRecord(1, 0.2, 256, 0), StepRecord(2, 0.2, 256, 0)]
-    full = [StepRecord(0, 0.3, 64, 0), StepRecord(1, 0.02, 0, 8), StepRecord(2, 0.001, 0, 1)]
+    full = [
+        StepRecord(0, 0.3, 64, 0),
+        StepRecord(1, 0.02, 0, 8),
+        StepRecord(2, 0.03, 0, 8),
+        StepRecord(3, 0.001, 0, 1),
+    ]
     pace = Pace.of(alone, full)
-    assert pace.prompt_tokens_per_s == pytest.approx(1280)
+    assert pace.prompt_tokens_per_s == pytest.approx(2560)
     assert pace.decode_step_s == 0.02  # of the fullest batch, without the steps that hold prompts
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tightpack.benchmarking.html.frame import chart, label, short, x_axis
+from tightpack.benchmarking.html.frame import chart, label, x_axis
 from tightpack.benchmarking.html.markup import tag, text
 from tightpack.benchmarking.html.scale import linear
 
-_LEFT, _RIGHT, _TOP = 124, 66, 8
+_RIGHT, _TOP = 66, 8
+# Room for names: a letter's width on average, the gap to the bars, and the least that looks well.
+_LETTER, _GAP, _LEAST_LEFT = 7.6, 14, 56
 _ROW, _THICK, _HEADING = 30, 18, 26
 
 
@@ -27,7 +29,8 @@ class Bar:
 def bar_chart(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]], width: float = 480) -> str:
     """groups: (heading, bars); a single group needs no heading."""
     values = [value for _, bars in groups for bar in bars for value in (bar.value, bar.high or 0.0)]
-    scale = linear(values, _LEFT, width - _RIGHT)
+    longest = max(len(bar.name) for _, bars in groups for bar in bars)
+    scale = linear(values, max(_LEAST_LEFT, longest * _LETTER + _GAP), width - _RIGHT)
     rows: list[str] = []
     y: float = _TOP
     for heading, bars in groups:
@@ -41,7 +44,7 @@ def bar_chart(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Bar]]]
             end = max(scale(bar.value), scale(bar.high or 0.0))
             rows.append(label(end + 8, y + _ROW / 2 + 4.5, _shown(bar.value), kind="value"))
             y += _ROW
-    axis = x_axis(scale, _TOP, y + 2, f"{title}, {unit}", scale.ticks(4))
+    axis = x_axis(scale, _TOP, y + 2, f"{title}, {unit}", scale.ticks(4 if width > 400 else 2))
     return chart(width, y + 42, f"{title}, {unit}", axis, *rows)
 
 
@@ -66,6 +69,9 @@ def _whisker(low: float, high: float, y: float) -> str:
 
 
 def _shown(value: float) -> str:
+    """Three digits, or two of what is small."""
     if value >= 100:
         return f"{value:,.0f}"
-    return short(round(value, 1 if value >= 10 else 2))
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +35,7 @@ _FEWEST, _MOST = 8, 600
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What the machine does with the original weights, as `Tour.probe` finds it.
+    """What the machine does with the original weights, at its best: what else runs on it only slows it down.
 
     prompt_tokens_per_s: alone. decode_step_s: of a full batch.
     """
@@ -50,8 +49,8 @@ class Pace:
         prompts = [one.prompt_tokens / one.elapsed_s for one in alone if one.prompt_tokens > 1]
         decodes = [one for one in full if one.decodes and not one.prompt_tokens]
         most = max(one.decodes for one in decodes)
-        step = statistics.median(one.elapsed_s for one in decodes if one.decodes == most)
-        return cls(statistics.median(prompts), step)
+        step = min(one.elapsed_s for one in decodes if one.decodes == most)
+        return cls(max(prompts), step)
 
 
 @dataclass(frozen=True, slots=True)
