@@ -18,6 +18,7 @@ from tightpack.cli.options import (
     ModelOption,
     QuantizationOption,
     TemperatureOption,
+    TensorParallelOption,
     ThreadsOption,
     ThresholdOption,
 )
@@ -47,6 +48,7 @@ def generate(
     llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
     """Complete one prompt.
 
@@ -66,6 +68,7 @@ def generate(
         llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,
         num_threads=num_threads,
+        tensor_parallel_size=tensor_parallel_size,
         max_num_seqs=1,
     )
     try:

@@ -49,6 +49,12 @@ ActivationDtypeOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")
 ]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size", "-tp", help="Processes that divide the model, each with a GPU of its own."
+    ),
+]
 ServiceClassOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -25,6 +25,7 @@ from tightpack.cli.options import (
     QuantizationOption,
     ServiceClassesOption,
     ServiceClassOption,
+    TensorParallelOption,
     ThreadsOption,
     ThresholdOption,
 )
@@ -86,6 +87,7 @@ def serve(
         ),
     ] = False,
     num_threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")
     ] = 30.0,
@@ -130,6 +132,7 @@ def serve(
         service_classes=read_service_classes(service_class, service_classes),
         reject_unattainable=reject_unattainable,
         num_threads=num_threads,
+        tensor_parallel_size=tensor_parallel_size,
     )
 
     from tightpack.server.listening import address_of, open_socket

@@ -10,16 +10,26 @@ from tightpack.architectures.model_spec import ModelSpec
 from tightpack.torch_backend.attention import attend
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.norm import rms_norm
+from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import rotate_, rotation_table
+from tightpack.torch_backend.split import Split, span
 from tightpack.torch_backend.step_inputs import StepInputs
 from tightpack.torch_backend.weights import DecoderWeights
 
 
 class Decoder:
-    """Stateless but for its tables; keys and values live in the cache it is given."""
+    """Stateless but for its tables; keys and values live in the cache it is given.
 
-    def __init__(self, spec: ModelSpec, weights: DecoderWeights, max_model_len: int) -> None:
-        self.spec = spec
+    group: of several ranks, each has the part of the weights that `split` gives it, and all call the methods
+        alike; hidden states and logits are then the whole model's on each.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, weights: DecoderWeights, max_model_len: int, group: RankGroup = ALONE
+    ) -> None:
+        self._split = Split(spec, group.rank, group.size)
+        self.spec = self._split.local_spec
+        self._group = group
         self._weights = weights
         device = weights.embedding.device
         self._rotations = {
@@ -35,7 +45,7 @@ class Decoder:
         rotations = {r: table[inputs.positions].unsqueeze(1) for r, table in self._rotations.items()}
         rotated = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
         cached = spec.num_heads * spec.head_dim
-        x = functional.embedding(inputs.token_ids, self._weights.embedding)
+        x = self._embed(inputs.token_ids)
         if self._embedding_scale != 1:
             x.mul_(self._embedding_scale)
         for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
@@ -58,6 +68,25 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on some rows of `forward`'s result: float32 [rows, vocab_size]."""
         normed = rms_norm(hidden, self._weights.final_norm, self.spec.norm_eps)
-        logits = self._weights.head(normed).float()
+        logits = self._whole_vocabulary(self._weights.head(normed)).float()
         cap = self.spec.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if self._group.size == 1:
+            return functional.embedding(token_ids, self._weights.embedding)
+        first, end = self._split.vocabulary
+        rows = functional.embedding((token_ids - first).clamp(0, end - first - 1), self._weights.embedding)
+        elsewhere = (token_ids < first) | (token_ids >= end)
+        return self._group.all_reduce_(rows.masked_fill_(elsewhere.unsqueeze(-1), 0))
+
+    def _whole_vocabulary(self, logits: Tensor) -> Tensor:
+        """[rows, this rank's tokens] to [rows, vocab_size]."""
+        size, rows = self._group.size, len(logits)
+        if size == 1:
+            return logits
+        widest = self._split.widest_vocabulary
+        padded = functional.pad(logits, (0, widest - logits.shape[1]))
+        parts = self._group.gather_rows(padded).view(size, rows, widest)
+        spans = [span(self.spec.vocab_size, rank, size) for rank in range(size)]
+        return torch.cat([part[:, : end - first] for part, (first, end) in zip(parts, spans, strict=True)], 1)

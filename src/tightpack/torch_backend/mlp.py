@@ -11,6 +11,7 @@ from torch.nn import functional
 from tightpack.architectures.model_spec import Activation, ExpertsSpec
 from tightpack.torch_backend.grouped_linear import GroupedLinear
 from tightpack.torch_backend.linear import LinearLayer
+from tightpack.torch_backend.rank_group import ALONE, RankGroup
 
 
 class Mlp(Protocol):
@@ -42,6 +43,7 @@ class MixtureOfExperts:
 
     router: [hidden_size] to [experts]. Tokens are sorted by expert, so that an expert's weights are read
     once a step, and put back; a token's outputs are summed in the order of its scores, whatever the batch.
+    group: of ranks that have a part of each expert's inner dimension; the sum over them comes last.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class MixtureOfExperts:
         gate_up: GroupedLinear,
         down: GroupedLinear,
         activation: Activation,
+        group: RankGroup = ALONE,
     ) -> None:
-        self._spec, self._router = spec, router
+        self._spec, self._router, self._group = spec, router, group
         self._gate_up, self._down, self._activation = gate_up, down, activation
 
     @property
@@ -70,7 +73,7 @@ class MixtureOfExperts:
         mixed = torch.empty_like(outputs)
         mixed[order] = outputs
         by_token = mixed.view(len(x), self._spec.experts_per_token, -1)
-        return by_token.mul_(weights.unsqueeze(-1)).sum(1)
+        return self._group.all_reduce_(by_token.mul_(weights.unsqueeze(-1)).sum(1))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights in x's dtype and expert numbers, [tokens, experts_per_token] each, heaviest first."""
