@@ -83,6 +83,7 @@ class EngineArgs:
     num_threads: CPU threads; None takes one a physical core.
     tensor_parallel_size: processes that divide the model, each with a GPU of its own, or with a share of the
         CPU's cores; PyTorch's executor only.
+    enforce_eager: record no CUDA graphs of decode steps.
     """
 
     model: str = DEFAULT_MODEL
@@ -109,6 +110,7 @@ class EngineArgs:
     reject_unattainable: bool = False
     num_threads: int | None = None
     tensor_parallel_size: int = 1
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:

@@ -116,6 +116,7 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
         gpu_memory_utilization=args.gpu_memory_utilization,
         tensor_parallel_size=size,
         open_checkpoint=partial(_open_again, args),
+        static_decode=False if args.enforce_eager else None,
     )
 
 

@@ -192,11 +192,11 @@ def test_what_does_not_fit_in_memory_fails_and_the_rest_is_retried(
     forward = executor._runner._decoder.forward
     sizes = []
 
-    def limited(inputs, cache):
+    def limited(inputs, *others):
         sizes.append(inputs.num_tokens)
         if inputs.num_tokens > 20:
             raise torch.cuda.OutOfMemoryError("tried to allocate 1 GiB")
-        return forward(inputs, cache)
+        return forward(inputs, *others)
 
     monkeypatch.setattr(executor._runner._decoder, "forward", limited)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

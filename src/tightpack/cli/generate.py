@@ -13,6 +13,7 @@ from tightpack.cli.options import (
     ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    EnforceEagerOption,
     ExecutorOption,
     KVCacheDtypeOption,
     ModelOption,
@@ -49,6 +50,7 @@ def generate(
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
+    enforce_eager: EnforceEagerOption = False,
 ) -> None:
     """Complete one prompt.
 
@@ -69,6 +71,7 @@ def generate(
         kv_cache_dtype=kv_cache_dtype,
         num_threads=num_threads,
         tensor_parallel_size=tensor_parallel_size,
+        enforce_eager=enforce_eager,
         max_num_seqs=1,
     )
     try:

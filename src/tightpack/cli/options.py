@@ -55,6 +55,9 @@ TensorParallelOption = Annotated[
         "--tensor-parallel-size", "-tp", help="Processes that divide the model, each with a GPU of its own."
     ),
 ]
+EnforceEagerOption = Annotated[
+    bool, typer.Option("--enforce-eager", help="Record no CUDA graphs of decode steps.")
+]
 ServiceClassOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tightpack.architectures.model_spec import ModelSpec
-from tightpack.torch_backend.attention import attend
+from tightpack.torch_backend.attention import Attention
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.norm import rms_norm
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
-from tightpack.torch_backend.rotary import rotate_, rotation_table
+from tightpack.torch_backend.rotary import rotation_table
 from tightpack.torch_backend.split import Split, span
 from tightpack.torch_backend.step_inputs import StepInputs
 from tightpack.torch_backend.weights import DecoderWeights
@@ -39,23 +39,27 @@ class Decoder:
         # Rounded to the weights' dtype, as the embedding that it scales.
         self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=weights.embedding.dtype))
 
-    def forward(self, inputs: StepInputs, cache: KVCache) -> Tensor:
+    @property
+    def capturable(self) -> bool:
+        """Whether no layer waits for the GPU, so that a pass may be recorded in a CUDA graph."""
+        layers = self._weights.layers
+        linears = [linear for layer in layers for linear in (layer.qkv, layer.output)]
+        return all(layer.mlp.capturable for layer in layers) and all(
+            getattr(linear, "capturable", True) for linear in (*linears, self._weights.head)
+        )
+
+    def forward(self, inputs: StepInputs, cache: KVCache, attention: Attention) -> Tensor:
         """Hidden states before the final norm, [tokens, hidden_size]; writes the tokens' keys and values."""
         spec, eps = self.spec, self.spec.norm_eps
-        rotations = {r: table[inputs.positions].unsqueeze(1) for r, table in self._rotations.items()}
-        rotated = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-        cached = spec.num_heads * spec.head_dim
+        rotations = attention.rotations(self._rotations, inputs)
         x = self._embed(inputs.token_ids)
         if self._embedding_scale != 1:
             x.mul_(self._embedding_scale)
         for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
             qkv = weights.qkv(rms_norm(x, weights.attention_norm, eps))
-            heads = qkv[:, :rotated].view(len(qkv), -1, spec.head_dim)
-            if weights.qk_norm is not None:
-                heads.copy_(rms_norm(heads, weights.qk_norm, eps))
-            rotate_(heads, rotations[layer.rotary])
-            cache.write(index, inputs.slots, qkv[:, cached:])
-            mixed = weights.output(attend(spec, cache, index, qkv, inputs.attention[layer.window]))
+            mixed = weights.output(
+                attention(cache, index, qkv, weights.qk_norm, rotations[layer.rotary], inputs)
+            )
             if weights.attention_post_norm is not None:
                 mixed = rms_norm(mixed, weights.attention_post_norm, eps)
             x.add_(mixed)

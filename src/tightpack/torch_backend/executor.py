@@ -17,6 +17,7 @@ from tightpack.serving_loop.chunk_check import reason_against
 from tightpack.serving_loop.executor import SampledToken, StepResult
 from tightpack.torch_backend.logprobs import token_logprobs
 from tightpack.torch_backend.model_runner import Computed, ModelRunner, Runner, RunnerOptions
+from tightpack.torch_backend.profiling import step_range
 from tightpack.torch_backend.ranks import LeadingRunner, OpenCheckpoint
 from tightpack.torch_backend.rounded_kv_cache import unrounded
 from tightpack.torch_backend.sampler import sample
@@ -34,6 +35,7 @@ class TorchExecutor:
     num_threads: CPU threads of this process's PyTorch; None leaves them as they are.
     tensor_parallel_size: ranks that divide the model (`split`); this process is rank 0 and starts the others,
         which open the checkpoint with `open_checkpoint` (see `ranks.LeadingRunner`).
+    static_decode: see `model_runner.RunnerOptions`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TorchExecutor:
         gpu_memory_utilization: float = 0.9,
         tensor_parallel_size: int = 1,
         open_checkpoint: OpenCheckpoint | None = None,
+        static_decode: bool | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._dtype = dtype
@@ -71,6 +74,7 @@ class TorchExecutor:
             max_model_len=max_model_len,
             num_threads=num_threads,
             gpu_memory_utilization=gpu_memory_utilization,
+            static_decode=static_decode,
         )
         self._kv_cache = describe(options.kv_format)
         self._runner = _make_runner(checkpoint, options, tensor_parallel_size, open_checkpoint)
@@ -164,7 +168,9 @@ class TorchExecutor:
         if sampling:
             logits = self._runner.logits([row for _, row in sampling])
             requests = [chunk.request for chunk, _ in sampling]
-            for (chunk, _), token in zip(sampling, sample(logits, requests), strict=True):
+            with step_range(f"sample {len(requests)}", self._device):
+                tokens = sample(logits, requests)
+            for (chunk, _), token in zip(sampling, tokens, strict=True):
                 if token is None:
                     self._fail(chunk, "logits", outcome)
                 else:

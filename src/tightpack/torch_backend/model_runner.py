@@ -11,12 +11,16 @@ from torch import Tensor
 
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import KVCacheFormat
+from tightpack.torch_backend.attention import Attention, GatheredAttention
+from tightpack.torch_backend.decode_step import Decoded, DecodeStep, batch_sizes
 from tightpack.torch_backend.decoder import Decoder
+from tightpack.torch_backend.kernel_attention import KernelAttention, StepInputBuilder, kernels_fit
 from tightpack.torch_backend.kv_cache import KVCache
+from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
-from tightpack.torch_backend.rounded_kv_cache import make_kv_cache
+from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
 from tightpack.torch_backend.sizing import default_num_blocks
-from tightpack.torch_backend.step_inputs import InputBuilder, Piece
+from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece
 from tightpack.torch_backend.weights import load_weights
 
 
@@ -25,6 +29,8 @@ class RunnerOptions:
     """The same on every rank. device: of several ranks on CUDA, that of rank 0; others have the next ones.
 
     num_blocks: KV blocks; None takes what fits once the weights are loaded.
+    static_decode: decode from buffers that stay (`decode_step`), recorded as graphs on CUDA; None: where that
+        gains something and can be done.
     """
 
     dtype: torch.dtype
@@ -37,6 +43,7 @@ class RunnerOptions:
     max_model_len: int
     num_threads: int | None = None
     gpu_memory_utilization: float = 0.9
+    static_decode: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,49 +92,80 @@ class ModelRunner:
             dtype=options.dtype,
             device=self.device,
         )
+        self._attention: Attention = GatheredAttention(self._spec)
+        self._builder: StepInputBuilder = self._inputs
+        if kernels_fit(self.device, options.dtype, STORAGE[options.kv_format.precision]):
+            kernels = KernelAttention(
+                self._spec,
+                options.block_size,
+                self.device,
+                longest=options.max_model_len,
+                multiprocessors=torch.cuda.get_device_properties(self.device).multi_processor_count,
+            )
+            self._attention = self._builder = kernels
         self._cache: KVCache | None = None
+        self._decode: DecodeStep | None = None
         self._hidden: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._num_blocks = 0
+
+    @property
+    def records(self) -> bool:
+        """Whether decode steps run from static buffers: gathering whole tables would cost more than it
+        saves, so by default with kernels only."""
+        wanted = self._options.static_decode
+        if wanted is None:
+            wanted = self._attention is self._builder
+        return wanted and self._decoder is not None and self._decoder.capturable
 
     def allocate(self) -> None:
-        """Make the KV cache: of several ranks, as many blocks as fit in each."""
+        """Make the KV cache, of several ranks as many blocks as fit in each, and record decode steps."""
         options = self._options
-        num_blocks = options.num_blocks
         with torch.inference_mode():
+            num_blocks = options.num_blocks
             if num_blocks is None:
-                fitting = default_num_blocks(
-                    self._spec,
-                    block_size=options.block_size,
-                    dtype=options.dtype,
-                    kv_format=options.kv_format,
+                num_blocks = self._group.least(self._fitting_blocks(), self.device)
+            self._num_blocks = num_blocks
+            # The spare block is where padding writes.
+            self._make_cache(num_blocks + self.records)
+            if self.records:
+                self._decode = DecodeStep(
+                    self._compute_decode,
+                    sizes=batch_sizes(options.max_num_seqs),
+                    width=-(-options.max_model_len // options.block_size),
+                    spare_block=num_blocks,
                     device=self.device,
-                    max_num_seqs=options.max_num_seqs,
-                    max_num_batched_tokens=options.max_num_batched_tokens,
-                    max_model_len=options.max_model_len,
-                    gpu_memory_utilization=options.gpu_memory_utilization,
-                    sharing=self._group.size,
                 )
-                num_blocks = self._group.least(fitting, self.device)
-            self._cache = make_kv_cache(
-                self._spec, num_blocks, options.block_size, options.kv_format, options.dtype, self.device
-            )
+                if self.device.type == "cuda":
+                    self._decode.record()
 
     @property
     def num_blocks(self) -> int:
-        return self._parts()[1].num_blocks
+        return self._num_blocks
 
     def forward(self, pieces: Sequence[Piece]) -> Computed:
         decoder, cache = self._parts()
-        inputs = self._inputs.build(pieces)
         # Not kept through the pass: a step that runs out of memory is tried again in halves.
-        self._hidden = None
-        self._hidden = decoder.forward(inputs, cache)
+        self._hidden = self._logits = None
+        decode = self._decode
+        if decode is not None and len(pieces) <= decode.largest and all(p.num_tokens == 1 for p in pieces):
+            with step_range(f"decode {len(pieces)} in {decode.size_for(len(pieces))}", self.device):
+                decoded = decode(pieces)
+            self._hidden, self._logits = decoded.hidden, decoded.logits
+            return Computed(decoded.hidden, tuple(range(len(pieces))))
+        with step_range(f"mixed {sum(p.num_tokens for p in pieces)} tokens", self.device):
+            inputs = self._builder.build(pieces)
+            self._hidden = decoder.forward(inputs, cache, self._attention)
         return Computed(self._hidden, inputs.starts)
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         decoder, _ = self._parts()
         if self._hidden is None:
             raise RuntimeError("logits were asked for before anything was computed")
-        return decoder.logits(self._hidden[list(rows)])
+        with step_range(f"logits {len(rows)}", self.device):
+            if self._logits is not None:
+                return self._logits[list(rows)]
+            return decoder.logits(self._hidden[list(rows)])
 
     def clear(self, pieces: Sequence[Piece]) -> None:
         _, cache = self._parts()
@@ -135,9 +173,62 @@ class ModelRunner:
             cache.clear(self._inputs.slots_of(piece))
 
     def close(self) -> None:
-        self._decoder = self._cache = self._hidden = None
+        self._decoder = self._cache = self._decode = self._hidden = self._logits = None
+        self._attention = GatheredAttention(self._spec)
+        self._builder = self._inputs
         self._group.leave()
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _compute_decode(self, buffers: DecodeBuffers) -> Decoded:
+        decoder, cache = self._parts()
+        hidden = decoder.forward(self._builder.of_decode(buffers), cache, self._attention)
+        return Decoded(hidden, decoder.logits(hidden))
+
+    def _make_cache(self, num_blocks: int) -> None:
+        options = self._options
+        self._cache = make_kv_cache(
+            self._spec, num_blocks, options.block_size, options.kv_format, options.dtype, self.device
+        )
+
+    def _fitting_blocks(self) -> int:
+        options = self._options
+        return default_num_blocks(
+            self._spec,
+            block_size=options.block_size,
+            dtype=options.dtype,
+            kv_format=options.kv_format,
+            device=self.device,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_model_len=options.max_model_len,
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            sharing=self._group.size,
+            step_bytes=self._profiled() if self.device.type == "cuda" else None,
+        )
+
+    def _profiled(self) -> int:
+        """Bytes that the largest step takes beside weights and cache, from running one."""
+        options, size = self._options, self._options.block_size
+        pieces = largest_step(
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            max_model_len=options.max_model_len,
+            block_size=size,
+        )
+        self._make_cache(1 + max(max(piece.block_table) for piece in pieces))
+
+        def run() -> None:
+            computed = self.forward(pieces)
+            rows = [s + p.num_tokens - 1 for s, p in zip(computed.starts, pieces, strict=True)]
+            # Sampling copies, sorts and sums what the head gives.
+            logits = self.logits(rows)
+            logits.clone().softmax(-1, dtype=torch.float32).sum()
+
+        try:
+            return peak_bytes(run, self.device)
+        finally:
+            self._hidden = self._logits = self._cache = None
             torch.cuda.empty_cache()
 
     def _parts(self) -> tuple[Decoder, KVCache]:

@@ -18,6 +18,10 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 
 
+# What recorded decode steps and fragments of freed memory take beside what a step holds at its peak.
+_GRAPH_BYTES = 256 * 2**20
+
+
 def resolve_dtype(name: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of weights, activations and cache; names as `checkpoints.precision.float_precision` has
     them."""
@@ -69,18 +73,22 @@ def default_num_blocks(
     max_model_len: int,
     gpu_memory_utilization: float = 0.9,
     sharing: int = 1,
+    step_bytes: int | None = None,
 ) -> int:
     """KV blocks to allocate; call it when the weights are loaded. dtype: of the decoder. sharing: ranks that
-    a CPU's memory is divided among.
+    a CPU's memory is divided among. step_bytes: what the largest step takes beside weights and cache, where
+    it was measured; else estimated.
 
     No more than max_num_seqs requests of max_model_len tokens could use. On CUDA, what gpu_memory_utilization
-    of the device leaves beside what is in use and an estimate of a step's activations; on a CPU, the lesser
+    of the device leaves beside what is in use and a step's activations; on a CPU, the lesser
     of 4 GiB and a quarter of the free memory. Raises MemoryError when not one request of max_model_len fits.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         budget = gpu_memory_utilization * total - (total - free)
-        budget -= _step_bytes(spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len)
+        if step_bytes is None:
+            step_bytes = _step_bytes(spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len)
+        budget -= step_bytes + _GRAPH_BYTES
         remedy = "raise gpu_memory_utilization or lower max_model_len"
     else:
         budget = kv_memory.cpu_budget() / sharing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,22 @@ class Piece:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBuffers:
+    """Views of one int64 array on the device. token_ids, positions: [size]; block_tables: [size, width].
+
+    Rows that pad hold token 0 at position 0 of a block that is nobody's.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    block_tables: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.token_ids.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,7 @@ class StepInputs:
     """starts: the first row of each piece, in the order given; decodes have rows before prompt parts.
 
     slots: [tokens * 2 * num_kv_heads], where the cache takes each token's keys and values.
-    attention: by window.
+    attention: by window. batch: in their place for `kernel_attention`, whose slots are one a token.
     """
 
     starts: tuple[int, ...]
@@ -83,6 +100,7 @@ class StepInputs:
     positions: Tensor
     slots: Tensor
     attention: dict[int | None, AttentionInputs]
+    batch: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -138,6 +156,28 @@ class InputBuilder:
             slots=self._to_device(self._slots(blocks, positions % self.block_size)),
             attention=attention,
         )
+
+    def of_decode(self, buffers: DecodeBuffers) -> StepInputs:
+        """The same of a padded decode step, computed where its buffers are, without waiting for them.
+
+        Every row gathers its whole table: for a few blocks, or where nothing else can be had.
+        """
+        size, tables, positions = self.block_size, buffers.block_tables, buffers.positions
+        heads = torch.arange(2 * self.num_kv_heads, device=tables.device)
+        block = tables.gather(1, (positions // size).unsqueeze(1))
+        slots = ((block * len(heads) + heads) * size + (positions % size).unsqueeze(1)).view(-1)
+        blocks = (tables.reshape(1, -1) * len(heads) + heads.unsqueeze(1)).view(-1)
+        places = torch.arange(tables.shape[1] * size, device=tables.device)
+        attention = {}
+        for window in self.windows:
+            hidden = places > positions.unsqueeze(1)
+            if window is not None:
+                hidden |= places <= (positions - window).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=tables.device)
+            mask = mask.masked_fill_(hidden, -torch.inf).repeat(self.num_kv_heads, 1).unsqueeze(1)
+            group = DecodeGroup(0, buffers.size, blocks, mask)
+            attention[window] = AttentionInputs((group,), ())
+        return StepInputs(tuple(range(buffers.size)), buffers.token_ids, positions, slots, attention)
 
     def slots_of(self, piece: Piece) -> Tensor:
         """The cache slots that the piece writes."""
