@@ -9,11 +9,13 @@ from torch.nn import functional
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.torch_backend.attention import Attention
 from tightpack.torch_backend.kv_cache import KVCache
+from tightpack.torch_backend.linear import LinearLayer
 from tightpack.torch_backend.norm import rms_norm
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import rotation_table
 from tightpack.torch_backend.split import Split, span
 from tightpack.torch_backend.step_inputs import StepInputs
+from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 from tightpack.torch_backend.weights import DecoderWeights
 
 
@@ -22,14 +24,21 @@ class Decoder:
 
     group: of several ranks, each has the part of the weights that `split` gives it, and all call the methods
         alike; hidden states and logits are then the whole model's on each.
+    context: of the kernels that fuse what lies between linears; None for PyTorch's operators.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: DecoderWeights, max_model_len: int, group: RankGroup = ALONE
+        self,
+        spec: ModelSpec,
+        weights: DecoderWeights,
+        max_model_len: int,
+        group: RankGroup = ALONE,
+        context: KernelContext | None = None,
     ) -> None:
         self._split = Split(spec, group.rank, group.size)
         self.spec = self._split.local_spec
         self._group = group
+        self._context = context
         self._weights = weights
         device = weights.embedding.device
         self._rotations = {
@@ -55,19 +64,18 @@ class Decoder:
         x = self._embed(inputs.token_ids)
         if self._embedding_scale != 1:
             x.mul_(self._embedding_scale)
+        added: Tensor | None = None
         for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
-            qkv = weights.qkv(rms_norm(x, weights.attention_norm, eps))
-            mixed = weights.output(
+            qkv = self._after_norm(x, added, weights.attention_norm, weights.qkv)
+            added = weights.output(
                 attention(cache, index, qkv, weights.qk_norm, rotations[layer.rotary], inputs)
             )
             if weights.attention_post_norm is not None:
-                mixed = rms_norm(mixed, weights.attention_post_norm, eps)
-            x.add_(mixed)
-            mixed = weights.mlp(rms_norm(x, weights.mlp_norm, eps))
+                added = rms_norm(added, weights.attention_post_norm, eps)
+            added = self._after_norm(x, added, weights.mlp_norm, weights.mlp)
             if weights.mlp_post_norm is not None:
-                mixed = rms_norm(mixed, weights.mlp_post_norm, eps)
-            x.add_(mixed)
-        return x
+                added = rms_norm(added, weights.mlp_post_norm, eps)
+        return x if added is None else x.add_(added)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on some rows of `forward`'s result: float32 [rows, vocab_size]."""
@@ -75,6 +83,16 @@ class Decoder:
         logits = self._whole_vocabulary(self._weights.head(normed)).float()
         cap = self.spec.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _after_norm(self, x: Tensor, added: Tensor | None, norm: Tensor, linear: LinearLayer) -> Tensor:
+        """x += added in place, then linear(rms_norm(x)); with kernels one pass up to the linear."""
+        if self._context is None:
+            if added is not None:
+                x.add_(added)
+            return linear(rms_norm(x, norm, self.spec.norm_eps))
+        fused = backend_module("fused_rows").normed_linear
+        y: Tensor = fused(x, added, norm, self.spec.norm_eps, linear, self._context)
+        return y
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         if self._group.size == 1:

@@ -1,13 +1,11 @@
 """Attention by the Triton kernels: rotation with the cache's write in one, then paged attention in place.
 
 Nothing waits for the device and nothing is gathered, so that a decode step can be recorded whatever its
-contexts. The kernels are imported where they are wanted: PyTorch on a CPU comes without Triton.
+contexts.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +17,7 @@ from tightpack.architectures.model_spec import ModelSpec
 from tightpack.torch_backend.attention import Rotations
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece, StepInputs
-
-_KERNELS = "tightpack.torch_backend.kernels"
-_POOLS = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
-
-
-def kernels_fit(device: torch.device, dtype: torch.dtype, storage: torch.dtype) -> bool:
-    """Whether the kernels can run a decoder in `dtype` over a cache of `storage`."""
-    return (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and storage in _POOLS
-        and importlib.util.find_spec("triton") is not None
-        and importlib.util.find_spec(_KERNELS) is not None
-    )
+from tightpack.torch_backend.triton_kernels import KernelContext, backend_module, multiprocessors
 
 
 class KernelAttention:
@@ -42,15 +27,20 @@ class KernelAttention:
     """
 
     def __init__(
-        self, spec: ModelSpec, block_size: int, device: torch.device, *, longest: int, multiprocessors: int
+        self,
+        spec: ModelSpec,
+        block_size: int,
+        device: torch.device,
+        context: KernelContext,
+        *,
+        longest: int,
     ) -> None:
-        self._spec, self._size, self._device = spec, block_size, device
-        self._longest, self._multiprocessors = longest, multiprocessors
-        self._tiles = _module("attention_tiles")
-        self._layer = _module("paged_layer").PagedLayer
-        self._rope = _module("kernels.rope_cache").rope_cache
-        self._attend = _module("kernels.paged_attention").paged_attention
-        self._context = _module("kernels.context").KernelContext(device)
+        self._spec, self._size, self._device, self._context = spec, block_size, device, context
+        self._longest, self._multiprocessors = longest, multiprocessors(device)
+        self._tiles = backend_module("attention_tiles")
+        self._layer = backend_module("paged_layer").PagedLayer
+        self._rope = backend_module("kernels.rope_cache").rope_cache
+        self._attend = backend_module("kernels.paged_attention").paged_attention
         self._layers: dict[int, Any] = {}
 
     def build(self, pieces: Sequence[Piece]) -> StepInputs:
@@ -134,10 +124,6 @@ class KernelAttention:
                 cache.pool(index), *cache.scales(index), cache.token_scales(index)
             )
         return self._layers[index]
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"tightpack.torch_backend.{name}")
 
 
 StepInputBuilder = InputBuilder | KernelAttention

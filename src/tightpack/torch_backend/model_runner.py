@@ -14,13 +14,14 @@ from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend.attention import Attention, GatheredAttention
 from tightpack.torch_backend.decode_step import Decoded, DecodeStep, batch_sizes
 from tightpack.torch_backend.decoder import Decoder
-from tightpack.torch_backend.kernel_attention import KernelAttention, StepInputBuilder, kernels_fit
+from tightpack.torch_backend.kernel_attention import KernelAttention, StepInputBuilder
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
 from tightpack.torch_backend.sizing import default_num_blocks
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece
+from tightpack.torch_backend.triton_kernels import kernels_fit, make_context
 from tightpack.torch_backend.weights import load_weights
 
 
@@ -81,9 +82,14 @@ class ModelRunner:
             torch.set_num_threads(options.num_threads)
         self._options, self._group = options, group
         self.device = rank_device(options.device, group)
+        storage = STORAGE[options.kv_format.precision]
+        kernels = kernels_fit(self.device, options.dtype, storage)
+        self._context = make_context(self.device) if kernels else None
         with torch.inference_mode():
-            weights = load_weights(checkpoint, options.dtype, self.device, group)
-            self._decoder: Decoder | None = Decoder(checkpoint.spec, weights, options.max_model_len, group)
+            weights = load_weights(checkpoint, options.dtype, self.device, group, self._context)
+            self._decoder: Decoder | None = Decoder(
+                checkpoint.spec, weights, options.max_model_len, group, self._context
+            )
         self._spec = self._decoder.spec
         self._inputs = InputBuilder(
             block_size=options.block_size,
@@ -94,15 +100,15 @@ class ModelRunner:
         )
         self._attention: Attention = GatheredAttention(self._spec)
         self._builder: StepInputBuilder = self._inputs
-        if kernels_fit(self.device, options.dtype, STORAGE[options.kv_format.precision]):
-            kernels = KernelAttention(
+        if kernels:
+            attention = KernelAttention(
                 self._spec,
                 options.block_size,
                 self.device,
+                self._context,
                 longest=options.max_model_len,
-                multiprocessors=torch.cuda.get_device_properties(self.device).multi_processor_count,
             )
-            self._attention = self._builder = kernels
+            self._attention = self._builder = attention
         self._cache: KVCache | None = None
         self._decode: DecodeStep | None = None
         self._hidden: Tensor | None = None
@@ -138,6 +144,8 @@ class ModelRunner:
                 )
                 if self.device.type == "cuda":
                     self._decode.record()
+            if self._context is not None:
+                self._context.finish_tuning()
 
     @property
     def num_blocks(self) -> int:

@@ -17,6 +17,9 @@ class SummedLinear:
     def __init__(self, linear: LinearLayer, group: RankGroup) -> None:
         self._linear, self._group = linear, group
         self.capturable = bool(getattr(linear, "capturable", True))
+        # What a fused kernel before the linear asks of it (see `fused_rows`).
+        self.input_format = getattr(linear, "input_format", None)
+        self.saturated = getattr(linear, "saturated", None)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._group.all_reduce_(self._linear(x))

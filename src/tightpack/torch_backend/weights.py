@@ -23,6 +23,7 @@ from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
 from tightpack.torch_backend.split import Split
 from tightpack.torch_backend.summed_linear import SummedLinear
+from tightpack.torch_backend.triton_kernels import KernelContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,19 @@ class DecoderWeights:
 
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, group: RankGroup = ALONE
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: RankGroup = ALONE,
+    context: KernelContext | None = None,
 ) -> DecoderWeights:
     """Read, cast and fuse every tensor, one at a time: the peak is the model and one source tensor.
 
     group: of several ranks, each reads its part of what is divided among them (see `split`) and no more,
-    where the file allows.
+    where the file allows. context: of the kernels that linears run on, packed for them; None for PyTorch's.
     """
     spec = checkpoint.spec
-    loader = _Loader(checkpoint, dtype, device, group)
+    loader = _Loader(checkpoint, dtype, device, group, context)
     embedding = loader.embedding()
     layers = tuple(_load_layer(loader, spec, index) for index in range(spec.num_layers))
     if spec.tied_embeddings:
@@ -106,7 +111,7 @@ def _load_mlp(loader: _Loader, spec: ModelSpec, index: int) -> Mlp:
         inner = loader.inner(*names, spec.intermediate_size)
         gate_up = loader.linear(names[0], [Part(rows=inner)] * 2, bias=spec.mlp_bias)
         down = loader.linear([names[1]], [Part(columns=inner)], bias=spec.mlp_bias)
-        return GatedMlp(gate_up, down, spec.activation)
+        return GatedMlp(gate_up, down, spec.activation, loader.context)
     of_each = [
         ([prefix + role.format(n) for role in (experts.gate, experts.up)], prefix + experts.down.format(n))
         for n in range(experts.count)
@@ -131,12 +136,18 @@ class _Loader:
     followed by the sum over the ranks."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, group: RankGroup
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: RankGroup,
+        context: KernelContext | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
         self.group = group
+        self.context = context
         self.split = Split(checkpoint.spec, group.rank, group.size)
 
     def embedding(self) -> Tensor:
@@ -178,13 +189,14 @@ class _Loader:
             self._bias(names, parts, orders) if bias and not (summed and self.group.rank) else None,
             dtype=self.dtype,
             device=self.device,
+            context=self.context,
         )
         return SummedLinear(linear, self.group) if summed else linear
 
     def grouped(self, names: Sequence[Sequence[str]], part: Part) -> GroupedLinear:
         """names: for each expert, its linears of one input; part: this rank's of each."""
         experts = [[self._read(name, part) for name in of_one] for of_one in names]
-        return build_grouped_linear(experts, dtype=self.dtype, device=self.device)
+        return build_grouped_linear(experts, dtype=self.dtype, device=self.device, context=self.context)
 
     def _is_part_of_a_sum(self, part: Part) -> bool:
         return self.group.size > 1 and part.columns is not None
