@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tightpack.schemes.quantized import DenseWeight, IntWeight, QuantizedLinear
+from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
-from tightpack.torch_backend.quantized_weights import scaled_by_row, stack_rows
+from tightpack.torch_backend.quantized_weights import stack_rows
 from tightpack.torch_backend.triton_kernels import backend_module
 
 _EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -34,17 +35,46 @@ def pack_experts(
     if activation is None:
         packed = _int4([[part.weight for part in parts] for parts in experts], device)
         return None if packed is None else kinds.Int4Experts(packed)
-    by_row = [[scaled_by_row(part) for part in parts] for parts in experts]
-    wanted = _EIGHT_BITS[activation.precision]
     grouped = activation.per == "group" and activation.scale is None
     if grouped or activation.outlier_threshold is not None:
         return None
-    if any(pair is None or pair[0].dtype != wanted for pairs in by_row for pair in pairs):
+    if not all(_scaled_by_row(part.weight, activation.precision) for part in every):
         return None
-    found = [[pair for pair in pairs if pair is not None] for pairs in by_row]
-    codes = torch.stack([stack_rows([c.view(torch.int8) for c, _ in p], torch.int8, device) for p in found])
-    scales = torch.stack([stack_rows([s for _, s in p], torch.float32, device) for p in found])
-    return kinds.EightBitExperts(codes.view(wanted), scales, activation)
+    codes = [[as_tensor(_codes(part)).view(torch.int8) for part in parts] for parts in experts]
+    scales = [[_row_scales(part.weight) for part in parts] for parts in experts]
+    return kinds.EightBitExperts(
+        torch.stack([stack_rows(each, torch.int8, device) for each in codes]).view(
+            _EIGHT_BITS[activation.precision]
+        ),
+        torch.stack([stack_rows(each, torch.float32, device) for each in scales]),
+        activation,
+    )
+
+
+def _scaled_by_row(weight: Any, precision: str) -> bool:
+    """Whether the weight is of the precision, symmetric, with scales that are whole rows'."""
+    if isinstance(weight, Fp8Weight):
+        return precision == "fp8" and weight.block[1] >= weight.shape[1]
+    return (
+        isinstance(weight, IntWeight)
+        and precision == "int8"
+        and weight.bits == 8
+        and weight.symmetric
+        and weight.scales.shape[1] == 1
+    )
+
+
+def _codes(part: QuantizedLinear) -> NDArray[Any]:
+    assert not isinstance(part.weight, DenseWeight)
+    return part.weight.codes
+
+
+def _row_scales(weight: Any) -> Tensor:
+    """float32 [outputs]."""
+    scales = as_tensor(weight.scales).view(-1)
+    if isinstance(weight, Fp8Weight):
+        return scales.repeat_interleave(weight.block[0])[: weight.shape[0]]
+    return scales
 
 
 def _int4(experts: Sequence[Sequence[Any]], device: torch.device) -> Any | None:

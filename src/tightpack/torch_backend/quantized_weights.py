@@ -49,7 +49,7 @@ def build_linear(
             return layer
     if activation is None:
         return Linear(_stacked(map(_dense, parts), orders, dtype, device), bias)
-    by_row = [scaled_by_row(part) for part in parts]
+    by_row = [_scaled_by_row(part) for part in parts]
     if activation.per == "group" or any(pair is None for pair in by_row):
         weight = _stacked(map(_dense, parts), orders, dtype, device)
         return GroupRoundedLinear(weight, activation, bias=bias)
@@ -104,7 +104,7 @@ def _dense(part: QuantizedLinear) -> Tensor:
     return as_tensor(weight.dequantize())
 
 
-def scaled_by_row(part: QuantizedLinear) -> tuple[Tensor, Tensor] | None:
+def _scaled_by_row(part: QuantizedLinear) -> tuple[Tensor, Tensor] | None:
     """Codes [outputs, inputs] and scales float32 [outputs], or None where a scale is not a whole row's.
 
     Codes with zero points become floating, of at most 9 bits.
