@@ -19,10 +19,13 @@ from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
-from tightpack.torch_backend.sizing import default_num_blocks
+from tightpack.torch_backend.sizing import default_num_blocks, estimated_step_bytes
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece
 from tightpack.torch_backend.triton_kernels import kernels_fit, make_context
 from tightpack.torch_backend.weights import load_weights
+
+# What recorded decode steps take beside what a step holds at its peak.
+_GRAPH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +215,23 @@ class ModelRunner:
             max_model_len=options.max_model_len,
             gpu_memory_utilization=options.gpu_memory_utilization,
             sharing=self._group.size,
-            step_bytes=self._profiled() if self.device.type == "cuda" else None,
+            step_bytes=self._step_bytes() if self.device.type == "cuda" else None,
         )
+
+    def _step_bytes(self) -> int:
+        """Beside weights and cache. The largest step has no context yet, which only kernels attend to without
+        gathering it."""
+        options, measured = self._options, self._profiled() + _GRAPH_BYTES * self.records
+        if self._context is not None:
+            return measured
+        estimated = estimated_step_bytes(
+            self._spec,
+            options.dtype,
+            options.max_num_seqs,
+            options.max_num_batched_tokens,
+            options.max_model_len,
+        )
+        return max(measured, estimated)
 
     def _profiled(self) -> int:
         """Bytes that the largest step takes beside weights and cache, from running one."""

@@ -18,10 +18,6 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 
 
-# What recorded decode steps and fragments of freed memory take beside what a step holds at its peak.
-_GRAPH_BYTES = 256 * 2**20
-
-
 def resolve_dtype(name: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
     """The dtype of weights, activations and cache; names as `checkpoints.precision.float_precision` has
     them."""
@@ -87,8 +83,10 @@ def default_num_blocks(
         free, total = torch.cuda.mem_get_info(device)
         budget = gpu_memory_utilization * total - (total - free)
         if step_bytes is None:
-            step_bytes = _step_bytes(spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len)
-        budget -= step_bytes + _GRAPH_BYTES
+            step_bytes = estimated_step_bytes(
+                spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len
+            )
+        budget -= step_bytes
         remedy = "raise gpu_memory_utilization or lower max_model_len"
     else:
         budget = kv_memory.cpu_budget() / sharing
@@ -104,7 +102,7 @@ def default_num_blocks(
     )
 
 
-def _step_bytes(
+def estimated_step_bytes(
     spec: ModelSpec, dtype: torch.dtype, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
 ) -> int:
     """A generous estimate of the largest step's temporaries: activations, logits, and a gathered context."""
