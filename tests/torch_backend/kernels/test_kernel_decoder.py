@@ -28,13 +28,11 @@ OPTIONS = RunnerOptions(
     static_decode=False,
 )
 CASES = {
-    "llama3": ("llama3", None, {}),
     "qwen3": ("qwen3", None, {}),
     "gemma3": ("gemma3", None, {"kv_format": KVCacheFormat(precision="fp8")}),
     "int4": ("llama3", "int4", {"kv_format": KVCacheFormat(precision="int8")}),
     "fp8": ("llama3", "fp8", {}),
     "w8a8 experts": ("mixtral", "w8a8", {}),
-    "experts": ("mixtral", None, {}),
 }
 
 
@@ -43,8 +41,8 @@ def job(runner, tokens):
     found = []
     with torch.inference_mode():
         for pieces in (
-            [Piece(tuple(tokens[:1]), 0, (5,)), Piece(tuple(tokens[2:21]), 0, (3, 9))],
-            [Piece((tokens[1],), 1, (5,)), Piece((tokens[21],), 19, (3, 9))],
+            [Piece(tuple(tokens[:1]), 0, (5,)), Piece(tuple(tokens[2:20]), 0, (3, 9))],
+            [Piece((tokens[1],), 1, (5,)), Piece((tokens[20],), 18, (3, 9))],
         ):
             computed = runner.forward(pieces)
             rows = [s + i for s, p in zip(computed.starts, pieces, strict=True) for i in range(p.num_tokens)]
@@ -54,7 +52,7 @@ def job(runner, tokens):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", ["llama3"], indirect=True)
-def test_logits(case, family, request, tmp_path_factory, monkeypatch, context):
+def test_logits(case, family, tmp_path_factory, monkeypatch, context):
     import sys
 
     build_family = sys.modules[type(family).__module__].build_family
@@ -69,11 +67,11 @@ def test_logits(case, family, request, tmp_path_factory, monkeypatch, context):
     reference = job(plain, tokens)
     monkeypatch.setattr(model_runner, "kernels_fit", lambda *_: True)
     monkeypatch.setattr(model_runner, "make_context", lambda device: context)
-    for static in (False, True):
-        runner = ModelRunner(checkpoint, replace(options, static_decode=static))
-        runner.allocate()
-        assert (runner._decode is not None) == static
-        found = job(runner, tokens)
-        # Two ways of rounding to bfloat16, and with 8 bits of inputs or cache to steps of a hundredth.
-        error = ((found - reference).norm() / reference.norm()).item()
-        assert error < (0.1 if method or "kv_format" in changes else 0.03), error
+    # The mixed step goes the eager way, the decode through static buffers.
+    runner = ModelRunner(checkpoint, replace(options, static_decode=True))
+    runner.allocate()
+    assert runner._decode is not None
+    found = job(runner, tokens)
+    # Two ways of rounding to bfloat16, and with 8 bits of inputs or cache to steps of a hundredth.
+    error = ((found - reference).norm() / reference.norm()).item()
+    assert error < (0.1 if method or "kv_format" in changes else 0.03)
