@@ -39,6 +39,7 @@ _INTEGERS = (
     "seed",
     "max_queue",
     "num_threads",
+    "tensor_parallel_size",
 )
 
 
@@ -80,6 +81,9 @@ class EngineArgs:
         next arrival before a partial batch leaves.
     max_queue: waiting requests at the most; one more is refused.
     num_threads: CPU threads; None takes one a physical core.
+    tensor_parallel_size: processes that divide the model, each with a GPU of its own, or with a share of the
+        CPU's cores; PyTorch's executor only.
+    enforce_eager: record no CUDA graphs of decode steps.
     """
 
     model: str = DEFAULT_MODEL
@@ -105,6 +109,8 @@ class EngineArgs:
     service_classes: tuple[ServiceClass, ...] = SERVICE_CLASSES
     reject_unattainable: bool = False
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from functools import partial
 
 from tightpack.checkpoints.checkpoint import Checkpoint
+from tightpack.checkpoints.open import open_checkpoint
 from tightpack.checkpoints.precision import float_precision, resolve_kv_cache
 from tightpack.engine_args import EngineArgs, resolve_max_num_batched_tokens
+from tightpack.on_load import with_quantization
 from tightpack.serving_loop.executor import Executor
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) 
         return _native(checkpoint, args, max_model_len)
     if args.executor == "native":
         raise ValueError(f"executor='native' cannot run {checkpoint.name}: {reason}")
-    by_choice = args.executor == "torch" or reason == _ON_CUDA
+    by_choice = args.executor == "torch" or args.tensor_parallel_size > 1 or reason == _ON_CUDA
     if args.activation_dtype == "int8":
         raise ValueError(
             f"activation_dtype='int8' is the native executor's, which does not run {checkpoint.name} here: "
@@ -47,6 +50,8 @@ def _reason_against_native(checkpoint: Checkpoint, args: EngineArgs) -> str | No
         return "executor is 'torch'"
     if _on_cuda(args.device):
         return _ON_CUDA
+    if args.tensor_parallel_size > 1:
+        return f"it is one process, and tensor_parallel_size={args.tensor_parallel_size}"
     from tightpack.native_cpu.support import reason_against
 
     return reason_against(
@@ -84,7 +89,7 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
     """reason: why it has to be PyTorch, for the one who must install it."""
     try:
         from tightpack.torch_backend.executor import TorchExecutor
-        from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
+        from tightpack.torch_backend.sizing import check_ranks, resolve_device, resolve_dtype, threads_a_rank
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -94,6 +99,8 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
             name="torch",
         ) from error
     device = resolve_device(args.device)
+    size = args.tensor_parallel_size
+    check_ranks(device, size)
     dtype = resolve_dtype(args.dtype, checkpoint)
     return TorchExecutor(
         checkpoint,
@@ -105,6 +112,14 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=resolve_max_num_batched_tokens(args, max_model_len, device.type),
         max_model_len=max_model_len,
-        num_threads=args.num_threads,
+        num_threads=threads_a_rank(args.num_threads, device, size),
         gpu_memory_utilization=args.gpu_memory_utilization,
+        tensor_parallel_size=size,
+        open_checkpoint=partial(_open_again, args),
+        static_decode=False if args.enforce_eager else None,
     )
+
+
+def _open_again(args: EngineArgs) -> Checkpoint:
+    """The checkpoint in the process of another rank."""
+    return with_quantization(open_checkpoint(args.model), args)

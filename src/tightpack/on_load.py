@@ -14,6 +14,7 @@ from tightpack.calibration.group_size import default_group_size
 from tightpack.checkpoints.checkpoint import Checkpoint, QuantizationInfo, TensorInfo, TensorSource
 from tightpack.checkpoints.quantized_tensors import linear_names
 from tightpack.engine_args import ON_LOAD_METHODS, EngineArgs
+from tightpack.schemes.part import Part, cut
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 from tightpack.schemes.rounding import fp8_rows, int4_groups, int8_rows
 
@@ -56,18 +57,23 @@ def quantize_on_load(checkpoint: Checkpoint, method: str, *, llm_int8_threshold:
     names = [name for name in linear_names(checkpoint.spec) if name != "lm_head"]
     widths = {shapes[f"{name}.weight"][1] for name in names}
     quantize, label = _quantizer(method, widths, llm_int8_threshold)
-    tensors = _QuantizedOnRead(checkpoint, frozenset(names), quantize)
+    group_size = default_group_size(widths) if method == "int4" else 1
+    tensors = _QuantizedOnRead(checkpoint, frozenset(names), quantize, group_size)
     info = QuantizationInfo(method, MappingProxyType(dict.fromkeys(names, label)))
     return replace(checkpoint, tensors=tensors, quantization=info)
 
 
 @dataclass(frozen=True, slots=True)
 class _QuantizedOnRead:
-    """A source of tensors whose `linears` come quantized; everything else as `original` has it."""
+    """A source of tensors whose `linears` come quantized; everything else as `original` has it.
+
+    group_size: inputs that share a scale, where they are not all of a row.
+    """
 
     original: Checkpoint
     linears: frozenset[str]
     quantize: Callable[[NDArray[Any]], QuantizedLinear]
+    group_size: int = 1
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -89,8 +95,22 @@ class _QuantizedOnRead:
     def read_linear(self, name: str) -> QuantizedLinear:
         if name not in self.linears:
             return self.original.read_linear(name)
+        return self._quantized(name, self._source.read(f"{name}.weight"))
+
+    def grain(self, name: str) -> tuple[int, int]:
+        return (1, self.group_size) if name in self.linears else self.original.grain(name)
+
+    def read_part(self, name: str, part: Part) -> QuantizedLinear:
+        """Rows are quantized each by itself; scales of inputs are those of the whole row."""
+        if name not in self.linears:
+            return self.original.read_part(name, part)
+        rows = self.original.read_part(name, Part(rows=part.rows))
+        values = rows.weight.values if isinstance(rows.weight, DenseWeight) else rows.weight.dequantize()
+        return cut(self._quantized(name, values), Part(columns=part.columns))
+
+    def _quantized(self, name: str, values: NDArray[Any]) -> QuantizedLinear:
         try:
-            return self.quantize(self._source.read(f"{name}.weight"))
+            return self.quantize(values)
         except ValueError as error:
             raise ValueError(f"{self.original.name}: {name}.weight: {error}") from error
 

@@ -140,7 +140,7 @@ def poisoned_executor(family, token):
     """An executor whose model overflows at one token, as fp16 models do."""
     executor = family.executor(num_blocks=16)
     with torch.inference_mode():
-        executor._decoder._weights.embedding[token] = torch.inf
+        executor._runner._decoder._weights.embedding[token] = torch.inf
     return executor
 
 
@@ -189,16 +189,16 @@ def test_what_does_not_fit_in_memory_fails_and_the_rest_is_retried(
     llama, make_request, sequencer, monkeypatch
 ):
     executor = llama.executor()
-    forward = executor._decoder.forward
+    forward = executor._runner._decoder.forward
     sizes = []
 
-    def limited(inputs, cache):
+    def limited(inputs, *others):
         sizes.append(inputs.num_tokens)
         if inputs.num_tokens > 20:
             raise torch.cuda.OutOfMemoryError("tried to allocate 1 GiB")
-        return forward(inputs, cache)
+        return forward(inputs, *others)
 
-    monkeypatch.setattr(executor._decoder, "forward", limited)
+    monkeypatch.setattr(executor._runner._decoder, "forward", limited)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     blocks = sequencer(executor)
     requests = [make_request(llama.tokens(n, n), f"r{n}") for n in (6, 15, 40, 9)]

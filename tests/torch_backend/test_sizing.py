@@ -75,7 +75,7 @@ def test_one_request_must_fit(count):
 def test_cuda_leaves_what_is_in_use_and_the_share_that_is_not_ours(count, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**20, 100 * 2**20))
     cuda = {"device": torch.device("cuda"), "max_num_seqs": 10**4, "max_num_batched_tokens": 1}
-    monkeypatch.setattr(sizing, "_step_bytes", lambda *_: 10 * 2**20)
+    monkeypatch.setattr(sizing, "estimated_step_bytes", lambda *_: 10 * 2**20)
     assert count(0, **cuda, gpu_memory_utilization=0.9) == 40 * 2**20 // 12288
     with pytest.raises(MemoryError, match="gpu_memory_utilization"):
         count(0, **cuda, gpu_memory_utilization=0.5)

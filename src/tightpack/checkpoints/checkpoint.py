@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.checkpoints.tokenizer import Tokenizer
+from tightpack.schemes.part import Part, cut
 from tightpack.schemes.quantized import DenseWeight, KVCacheFormat, QuantizedLinear
 
 
@@ -47,6 +48,17 @@ class LinearSource(Protocol):
         """The linear called `name` (without ".weight"), as stored.
 
         Raises CheckpointError naming the tensor at fault."""
+
+
+@runtime_checkable
+class PartSource(Protocol):
+    """What a TensorSource offers as well that can read a part of a linear without the rest."""
+
+    def grain(self, name: str) -> tuple[int, int]:
+        """Outputs and inputs of which a cut is best a multiple, so that it divides no group and no word."""
+
+    def read_part(self, name: str, part: Part) -> QuantizedLinear:
+        """As read_linear, of the part alone. Any cut is allowed."""
 
 
 @runtime_checkable
@@ -114,16 +126,29 @@ class Checkpoint:
 
     def read_linear(self, name: str) -> QuantizedLinear:
         """The linear `name` ("model.layers.3.self_attn.q_proj"), as stored; a tied head is the embedding."""
-        if name == "lm_head" and self.spec.tied_embeddings:
-            name = "model.embed_tokens"
+        name = self._stored_as(name)
         if isinstance(self.tensors, LinearSource):
             return self.tensors.read_linear(name)
         return QuantizedLinear(DenseWeight(self.read(f"{name}.weight")))
+
+    def grain(self, name: str) -> tuple[int, int]:
+        """See PartSource."""
+        return self.tensors.grain(self._stored_as(name)) if isinstance(self.tensors, PartSource) else (1, 1)
+
+    def read_part(self, name: str, part: Part) -> QuantizedLinear:
+        """As read_linear, of some outputs or inputs; from the file no more than that where it can be."""
+        name = self._stored_as(name)
+        if isinstance(self.tensors, PartSource):
+            return self.tensors.read_part(name, part)
+        return cut(self.read_linear(name), part)
 
     def release_pages(self) -> None:
         """See MappedSource. Call it when weights are loaded: a mapped file would be counted as well."""
         if isinstance(self.tensors, MappedSource):
             self.tensors.release_pages()
+
+    def _stored_as(self, linear: str) -> str:
+        return "model.embed_tokens" if linear == "lm_head" and self.spec.tied_embeddings else linear
 
     @property
     def num_parameters(self) -> int:

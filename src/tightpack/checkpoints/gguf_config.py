@@ -37,7 +37,7 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
     if metadata.get("attention.sliding_window") and model_type == "llama":
         model_type, class_name = "mistral", "MistralForCausalLM"
     mixture = bool(metadata.get("expert_count"))
-    if mixture and model_type == "llama":
+    if mixture and model_type in ("llama", "mistral"):
         model_type, class_name = "mixtral", "MixtralForCausalLM"
     elif mixture and model_type != "qwen3_moe":
         raise CheckpointError(
@@ -85,7 +85,7 @@ def huggingface_config(file: GgufFile) -> dict[str, Any]:
         config |= _gemma3(metadata, hidden, heads, head_dim)
     else:
         config |= {"hidden_act": "silu", "attention_bias": "blk.0.attn_q.bias" in file.tensors}
-    if model_type == "mistral":
+    if metadata.get("attention.sliding_window") and model_type in ("mistral", "mixtral"):
         config["sliding_window"] = metadata.integer("attention.sliding_window")
     if mixture:
         config |= _experts(metadata, model_type)

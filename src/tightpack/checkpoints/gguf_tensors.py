@@ -18,6 +18,7 @@ from tightpack.checkpoints.gguf_dequantize import dequantize
 from tightpack.checkpoints.gguf_file import GgufFile, GgufTensor
 from tightpack.schemes import gguf_blocks
 from tightpack.schemes.layout import LayoutError
+from tightpack.schemes.part import Part, cut
 from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
 
 _TOP = MappingProxyType(
@@ -143,6 +144,32 @@ class GgufTensors:
             return QuantizedLinear(
                 gguf_blocks.unpack_blocks(self.read_blocks(f"{name}.weight"), tensor.precision.name)
             )
+        except LayoutError as error:
+            raise CheckpointError(f"{self._file.path}: tensor {tensor.name!r}: {error}") from error
+
+    def grain(self, name: str) -> tuple[int, int]:
+        return 1, self._tensors[f"{name}.weight"].precision.block_elements
+
+    def read_part(self, name: str, part: Part) -> QuantizedLinear:
+        """Blocks lie along a row: whole ones are cut out of it, as rows are unless they are put back."""
+        full = f"{name}.weight"
+        tensor = self._tensors[full]
+        outputs, inputs = tensor.shape
+        (top, bottom), (left, right) = part.spans((outputs, inputs))
+        elements, size = tensor.precision.block_elements, tensor.precision.block_bytes
+        precision = tensor.precision.name
+        if left % elements or right % elements:
+            return cut(self.read_linear(name), part)
+        raw = self.read_blocks(full)[top:bottom, left // elements * size : right // elements * size]
+        if precision in _VIEWS:
+            return QuantizedLinear(DenseWeight(np.ascontiguousarray(raw).view(_VIEWS[precision])))
+        if precision not in gguf_blocks.PRECISIONS:
+            values = dequantize(
+                np.ascontiguousarray(raw).reshape(-1), precision, (bottom - top) * (right - left)
+            )
+            return QuantizedLinear(DenseWeight(values.reshape(bottom - top, right - left)))
+        try:
+            return QuantizedLinear(gguf_blocks.unpack_blocks(raw, precision))
         except LayoutError as error:
             raise CheckpointError(f"{self._file.path}: tensor {tensor.name!r}: {error}") from error
 

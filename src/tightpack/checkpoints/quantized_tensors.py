@@ -20,6 +20,7 @@ from tightpack.checkpoints.checkpoint import (
 )
 from tightpack.checkpoints.validation import UNQUANTIZED_NEVER, is_redundant, listed, nearest
 from tightpack.schemes.layout import LayoutError, LinearLayout, Recipe, Stored
+from tightpack.schemes.part import Part, cut, cut_stored
 from tightpack.schemes.quantized import DenseWeight, KVCacheFormat, QuantizedLinear
 
 _ATTENTION: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -91,6 +92,24 @@ class QuantizedTensors:
         }
         try:
             return layout.unpack(tensors, shape)
+        except LayoutError as error:
+            raise CheckpointError(f"{self._path}: tensor {name}.{error}") from error
+
+    def grain(self, name: str) -> tuple[int, int]:
+        layout = self._layouts.get(name)
+        return (1, 1) if layout is None else layout.grain(self._shape(name))
+
+    def read_part(self, name: str, part: Part) -> QuantizedLinear:
+        layout = self._layouts.get(name)
+        if layout is None:
+            return cut(self.read_linear(name), part)
+        shape, prefix = self._shape(name), f"{name}."
+        suffixes = [s for s in layout.expected(shape) if prefix + s in self._stored.infos]
+        tensors = cut_stored(layout, suffixes, lambda s: self._stored.read(prefix + s), shape, part)
+        if tensors is None:
+            return cut(self.read_linear(name), part)
+        try:
+            return layout.unpack(tensors, part.shape(shape))
         except LayoutError as error:
             raise CheckpointError(f"{self._path}: tensor {name}.{error}") from error
 

@@ -15,6 +15,7 @@ from tightpack.cli.options import (
     ExecutorOption,
     ModelArgument,
     TemperatureOption,
+    TensorParallelOption,
     ThreadsOption,
 )
 from tightpack.engine_args import DEFAULT_MODEL
@@ -33,6 +34,7 @@ def chat(
     executor: ExecutorOption = "auto",
     activation_dtype: ActivationDtypeOption = "auto",
     num_threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
     """Talk with a model. /clear forgets the conversation, Ctrl-C stops an answer, /exit or Ctrl-D ends it.
 
@@ -48,6 +50,7 @@ def chat(
         executor=executor,
         activation_dtype=activation_dtype,
         num_threads=num_threads,
+        tensor_parallel_size=tensor_parallel_size,
         max_num_seqs=1,
     )
     opening = [{"role": "system", "content": system}] if system else []

@@ -13,11 +13,13 @@ from tightpack.cli.options import (
     ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    EnforceEagerOption,
     ExecutorOption,
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
     TemperatureOption,
+    TensorParallelOption,
     ThreadsOption,
     ThresholdOption,
 )
@@ -47,6 +49,8 @@ def generate(
     llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
+    enforce_eager: EnforceEagerOption = False,
 ) -> None:
     """Complete one prompt.
 
@@ -66,6 +70,8 @@ def generate(
         llm_int8_threshold=llm_int8_threshold,
         kv_cache_dtype=kv_cache_dtype,
         num_threads=num_threads,
+        tensor_parallel_size=tensor_parallel_size,
+        enforce_eager=enforce_eager,
         max_num_seqs=1,
     )
     try:

@@ -49,6 +49,15 @@ ActivationDtypeOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--num-threads", help="CPU threads; one a physical core if not given.")
 ]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size", "-tp", help="Processes that divide the model, each with a GPU of its own."
+    ),
+]
+EnforceEagerOption = Annotated[
+    bool, typer.Option("--enforce-eager", help="Record no CUDA graphs of decode steps.")
+]
 ServiceClassOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,12 +19,14 @@ from tightpack.cli.options import (
     ActivationDtypeOption,
     DeviceOption,
     DtypeOption,
+    EnforceEagerOption,
     ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
     QuantizationOption,
     ServiceClassesOption,
     ServiceClassOption,
+    TensorParallelOption,
     ThreadsOption,
     ThresholdOption,
 )
@@ -86,6 +88,8 @@ def serve(
         ),
     ] = False,
     num_threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
+    enforce_eager: EnforceEagerOption = False,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")
     ] = 30.0,
@@ -130,6 +134,8 @@ def serve(
         service_classes=read_service_classes(service_class, service_classes),
         reject_unattainable=reject_unattainable,
         num_threads=num_threads,
+        tensor_parallel_size=tensor_parallel_size,
+        enforce_eager=enforce_eager,
     )
 
     from tightpack.server.listening import address_of, open_socket

@@ -66,6 +66,9 @@ class AwqLayout:
             "scales": floats((groups, outputs)),
         }
 
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        return 8, self.group_size or 1
+
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         outputs, inputs = shape
         groups = num_groups(shape, self.group_size)

@@ -52,6 +52,9 @@ class Bitsandbytes8Layout:
             "weight_format": Stored({"uint8": ()}, optional=True),
         }
 
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        return 1, 1
+
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         refuse_unless_zero("weight_format", tensors, "only rows as they are (0) are read")
         scales = scales_of("SCB", tensors["SCB"], (shape[0], 1)) / np.float32(127)

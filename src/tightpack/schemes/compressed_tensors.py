@@ -13,6 +13,7 @@ and input_scale where activations have a static scale. Codes and zero-points are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -102,6 +103,11 @@ class IntLayout:
         if self.act_order:
             tensors["weight_g_idx"] = Stored({"int32": (inputs,)})
         return tensors | (self.activations.expected() if self.activations else {})
+
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        word = 32 // self.bits if self.packed else 1
+        zeros_in_words = not self.symmetric and self.granularity != "tensor"
+        return (word if zeros_in_words else 1), math.lcm(word, self.group_size or 1)
 
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         outputs, inputs = shape
@@ -212,6 +218,9 @@ class Fp8Layout:
             ),
         }
         return tensors | (self.activations.expected() if self.activations else {})
+
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        return self.block[0] or 1, self.block[1] or 1
 
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         refuse_unless_zero("weight_zero_point", tensors, "its weights are symmetric")

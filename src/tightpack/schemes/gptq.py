@@ -9,6 +9,7 @@ g_idx   int32 [K]                      the group of each input; with desc_act gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -72,6 +73,10 @@ class GptqLayout:
             "scales": floats((groups, outputs)),
             "g_idx": Stored({"int32": (inputs,)}, optional=not self.act_order),
         }
+
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        word = 32 // self.bits
+        return word, math.lcm(word, self.group_size or 1)
 
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         outputs, inputs = shape

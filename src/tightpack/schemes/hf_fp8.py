@@ -62,6 +62,9 @@ class HfFp8Layout:
             tensors[name] = floats((1,), optional=True)
         return tensors
 
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        return self.block or (1, 1)
+
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         block = self.block or shape
         name = _present("weight_scale_inv", "weight_scale", tensors)

@@ -48,6 +48,10 @@ class LinearLayout(Protocol):
 
         Raises LayoutError where the linear cannot be stored so."""
 
+    def grain(self, shape: Shape) -> tuple[int, int]:
+        """Outputs and inputs of which a cut must be a multiple, so that it divides no stored word, no group
+        and no block of scales of a linear [outputs, inputs]."""
+
     def unpack(self, tensors: Mapping[str, NDArray[Any]], shape: Shape) -> QuantizedLinear:
         """tensors: by suffix, as `expected` describes.
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tightpack.requests.outputs import Update
 from tightpack.requests.request import Request
+from tightpack.serving_loop.executor import ExecutorDiedError
 from tightpack.serving_loop.loop import LoopStats, ServingLoop
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ class EngineThread:
             self._serve()
             self._deliver(self._loop.fail_all("the engine was closed"))
         except Exception as error:
-            # A defect of the loop or the policy: no request can be trusted to end, so all readers are told.
+            # The executor is gone, or the loop or policy has a defect: no request can be trusted to end, so
+            # all readers are told.
             logger.exception("the engine stopped")
             stopped = RuntimeError(f"the engine stopped: {type(error).__name__}: {error}")
             for subscription in set(self._subscribers.values()):
@@ -155,6 +157,8 @@ class EngineThread:
     def _step(self) -> list[Update]:
         try:
             return self._loop.step()
+        except ExecutorDiedError:
+            raise
         except Exception as error:
             # The culprit is unknown, so whatever was under way ends; the engine itself goes on.
             logger.exception("a step failed; its requests end with an error")

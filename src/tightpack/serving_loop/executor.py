@@ -35,6 +35,10 @@ class StepResult:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
+class ExecutorDiedError(RuntimeError):
+    """The executor cannot compute any more: the engine ends, where another error would end requests alone."""
+
+
 class Executor(Protocol):
     """Computes plans. Knows nothing of queues; keeps no state a request but the KV cache in its blocks.
 

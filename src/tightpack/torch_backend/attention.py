@@ -7,13 +7,70 @@ for many queries; prompt parts, which have many, use it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tightpack.architectures.model_spec import ModelSpec
+from tightpack.architectures.model_spec import ModelSpec, RotarySpec
 from tightpack.torch_backend.kv_cache import KVCache
-from tightpack.torch_backend.step_inputs import AttentionInputs, DecodeGroup, PromptPart
+from tightpack.torch_backend.norm import rms_norm
+from tightpack.torch_backend.rotary import rotate_
+from tightpack.torch_backend.step_inputs import AttentionInputs, DecodeGroup, PromptPart, StepInputs
+
+Rotations = Mapping[RotarySpec, Tensor]
+
+
+class Attention(Protocol):
+    """A layer between its qkv and output projections."""
+
+    def rotations(self, tables: Rotations, inputs: StepInputs, /) -> Rotations:
+        """What `__call__` takes of each table (`rotary.rotation_table`), made once a step."""
+
+    def __call__(
+        self,
+        cache: KVCache,
+        index: int,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        rotation: Tensor,
+        inputs: StepInputs,
+        /,
+    ) -> Tensor:
+        """qkv: [tokens, (num_heads + 2 * num_kv_heads) * head_dim], overwritten; qk_norm: [num_heads +
+        num_kv_heads, head_dim]. Normalizes and rotates queries and keys, writes keys and values to the cache
+        and returns what the queries mix, [tokens, num_heads * head_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredAttention:
+    """In PyTorch's operators, over keys and values gathered from their blocks. spec: this rank's."""
+
+    spec: ModelSpec
+
+    def rotations(self, tables: Rotations, inputs: StepInputs) -> Rotations:
+        return {rotary: table[inputs.positions].unsqueeze(1) for rotary, table in tables.items()}
+
+    def __call__(
+        self,
+        cache: KVCache,
+        index: int,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        rotation: Tensor,
+        inputs: StepInputs,
+    ) -> Tensor:
+        spec = self.spec
+        rotated = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+        heads = qkv[:, :rotated].view(len(qkv), -1, spec.head_dim)
+        if qk_norm is not None:
+            heads.copy_(rms_norm(heads, qk_norm, spec.norm_eps))
+        rotate_(heads, rotation)
+        cache.write(index, inputs.slots, qkv[:, spec.num_heads * spec.head_dim :])
+        return attend(spec, cache, index, qkv, inputs.attention[spec.layers[index].window])
 
 
 def attend(spec: ModelSpec, cache: KVCache, layer: int, qkv: Tensor, inputs: AttentionInputs) -> Tensor:

@@ -15,14 +15,13 @@ from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.serving_loop.chunk_check import reason_against
 from tightpack.serving_loop.executor import SampledToken, StepResult
-from tightpack.torch_backend.decoder import Decoder
-from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.logprobs import token_logprobs
-from tightpack.torch_backend.rounded_kv_cache import make_kv_cache, unrounded
+from tightpack.torch_backend.model_runner import Computed, ModelRunner, Runner, RunnerOptions
+from tightpack.torch_backend.profiling import step_range
+from tightpack.torch_backend.ranks import LeadingRunner, OpenCheckpoint
+from tightpack.torch_backend.rounded_kv_cache import unrounded
 from tightpack.torch_backend.sampler import sample
-from tightpack.torch_backend.sizing import default_num_blocks
-from tightpack.torch_backend.step_inputs import InputBuilder, StepInputs
-from tightpack.torch_backend.weights import load_weights
+from tightpack.torch_backend.step_inputs import Piece
 
 # Float32 logits that prompt log-probabilities hold at a time: 64 MiB.
 _LOGITS_AT_A_TIME = 2**24
@@ -34,6 +33,9 @@ class TorchExecutor:
     num_blocks: KV blocks; None takes `sizing.default_num_blocks` once the weights are loaded.
     kv_cache: what the KV cache holds; None for numbers of `dtype`.
     num_threads: CPU threads of this process's PyTorch; None leaves them as they are.
+    tensor_parallel_size: ranks that divide the model (`split`); this process is rank 0 and starts the others,
+        which open the checkpoint with `open_checkpoint` (see `ranks.LeadingRunner`).
+    static_decode: see `model_runner.RunnerOptions`.
     """
 
     def __init__(
@@ -50,43 +52,33 @@ class TorchExecutor:
         max_model_len: int,
         num_threads: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+        open_checkpoint: OpenCheckpoint | None = None,
+        static_decode: bool | None = None,
     ) -> None:
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
-        spec = checkpoint.spec
         self._device = torch.device(device)
         self._dtype = dtype
         self._max_model_len = max_model_len
-        kv_format = kv_cache or unrounded(dtype)
-        self._kv_cache = describe(kv_format)
+        self._vocab_size = checkpoint.spec.vocab_size
+        self._block_size = block_size
+        self._tensor_parallel_size = tensor_parallel_size
         self._quantization = checkpoint.quantization.method if checkpoint.quantization else "none"
-        with torch.inference_mode():
-            weights = load_weights(checkpoint, dtype, self._device)
-            self._decoder: Decoder | None = Decoder(spec, weights, max_model_len)
-            if num_blocks is None:
-                num_blocks = default_num_blocks(
-                    spec,
-                    block_size=block_size,
-                    dtype=dtype,
-                    kv_format=kv_format,
-                    device=self._device,
-                    max_num_seqs=max_num_seqs,
-                    max_num_batched_tokens=max_num_batched_tokens,
-                    max_model_len=max_model_len,
-                    gpu_memory_utilization=gpu_memory_utilization,
-                )
-            self._cache: KVCache | None = make_kv_cache(
-                spec, num_blocks, block_size, kv_format, dtype, self._device
-            )
-        self._inputs = InputBuilder(
-            block_size=block_size,
-            num_kv_heads=spec.num_kv_heads,
-            windows=frozenset(layer.window for layer in spec.layers),
+        options = RunnerOptions(
             dtype=dtype,
+            kv_format=kv_cache or unrounded(dtype),
             device=self._device,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            num_threads=num_threads,
+            gpu_memory_utilization=gpu_memory_utilization,
+            static_decode=static_decode,
         )
-        self._num_blocks = num_blocks
-        self._vocab_size = spec.vocab_size
+        self._kv_cache = describe(options.kv_format)
+        self._runner = _make_runner(checkpoint, options, tensor_parallel_size, open_checkpoint)
+        self._num_blocks = self._runner.num_blocks
 
     @property
     def num_blocks(self) -> int:
@@ -94,7 +86,7 @@ class TorchExecutor:
 
     @property
     def block_size(self) -> int:
-        return self._inputs.block_size
+        return self._block_size
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -107,6 +99,7 @@ class TorchExecutor:
             "quantization": self._quantization,
             "kv_cache_dtype": self._kv_cache,
             "threads": str(torch.get_num_threads()),
+            "tensor_parallel_size": str(self._tensor_parallel_size),
         }
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -136,23 +129,14 @@ class TorchExecutor:
 
         Writes the cache as `execute` does. For evaluation and tests; a serving step never needs them all.
         """
-        decoder, cache = self._parts()
         with torch.inference_mode():
-            inputs = self._inputs.build(chunks)
-            logits = decoder.logits(decoder.forward(inputs, cache))
-            start_of = {id(chunk): start for chunk, start in zip(inputs.chunks, inputs.starts, strict=True)}
-            return torch.cat([logits[start_of[id(c)] : start_of[id(c)] + c.num_tokens] for c in chunks])
+            pieces = [_piece(chunk) for chunk in chunks]
+            starts = self._runner.forward(pieces).starts
+            rows = [s + i for s, piece in zip(starts, pieces, strict=True) for i in range(piece.num_tokens)]
+            return self._runner.logits(rows)
 
     def close(self) -> None:
-        self._decoder = None
-        self._cache = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _parts(self) -> tuple[Decoder, KVCache]:
-        if self._decoder is None or self._cache is None:
-            raise RuntimeError("the executor is closed")
-        return self._decoder, self._cache
+        self._runner.close()
 
     def _refusal(self, chunk: Chunk) -> str | None:
         """Why the chunk cannot be computed. On CUDA an index out of range would take the process down."""
@@ -178,33 +162,33 @@ class TorchExecutor:
         self._compute(chunks[middle:], outcome)
 
     def _compute_together(self, chunks: Sequence[Chunk], outcome: _Outcome) -> None:
-        decoder, cache = self._parts()
-        inputs = self._inputs.build(chunks)
-        hidden = decoder.forward(inputs, cache)
-        sound = self._drop_unsound(hidden, inputs, cache, outcome)
+        computed = self._runner.forward([_piece(chunk) for chunk in chunks])
+        sound = self._drop_unsound(chunks, computed, outcome)
         sampling = [(chunk, start + chunk.num_tokens - 1) for chunk, start in sound if chunk.samples]
         if sampling:
-            logits = decoder.logits(hidden[[row for _, row in sampling]])
+            logits = self._runner.logits([row for _, row in sampling])
             requests = [chunk.request for chunk, _ in sampling]
-            for (chunk, _), token in zip(sampling, sample(logits, requests), strict=True):
+            with step_range(f"sample {len(requests)}", self._device):
+                tokens = sample(logits, requests)
+            for (chunk, _), token in zip(sampling, tokens, strict=True):
                 if token is None:
-                    self._fail(chunk, "logits", cache, outcome)
+                    self._fail(chunk, "logits", outcome)
                 else:
                     outcome.sampled[chunk.request.request_id] = token
         for chunk, start in sound:
             request = chunk.request
             if request.params.prompt_logprobs is not None and request.request_id not in outcome.failed:
-                outcome.prompt_logprobs[request.request_id] = self._prompt_logprobs(chunk, hidden[start:])
+                outcome.prompt_logprobs[request.request_id] = self._prompt_logprobs(chunk, start)
 
     def _drop_unsound(
-        self, hidden: Tensor, inputs: StepInputs, cache: KVCache, outcome: _Outcome
+        self, chunks: Sequence[Chunk], computed: Computed, outcome: _Outcome
     ) -> list[tuple[Chunk, int]]:
         """Fail the chunks with a row that is not finite; return the others with their first rows.
 
         Whatever is not finite anywhere in a token's pass ends in its residual stream, so this sees it all.
         """
-        finite = hidden.sum(-1, dtype=torch.float32).isfinite()
-        rows = list(zip(inputs.chunks, inputs.starts, strict=True))
+        finite = computed.hidden.sum(-1, dtype=torch.float32).isfinite()
+        rows = list(zip(chunks, computed.starts, strict=True))
         if bool(finite.all()):
             return rows
         flags = finite.tolist()
@@ -213,30 +197,47 @@ class TorchExecutor:
             if all(flags[start : start + chunk.num_tokens]):
                 sound.append((chunk, start))
             else:
-                self._fail(chunk, "activations", cache, outcome)
+                self._fail(chunk, "activations", outcome)
         return sound
 
-    def _fail(self, chunk: Chunk, what: str, cache: KVCache, outcome: _Outcome) -> None:
+    def _fail(self, chunk: Chunk, what: str, outcome: _Outcome) -> None:
         """Fail a request and clear what this step wrote for it: its blocks go to others (see `KVCache`)."""
-        cache.clear(self._inputs.slots_of(chunk))
+        self._runner.clear([_piece(chunk)])
         outcome.failed[chunk.request.request_id] = (
             f"{what} of tokens {chunk.first_token} to {chunk.first_token + chunk.num_tokens - 1} "
             f"are not finite in {_name(self._dtype)}"
         )
 
-    def _prompt_logprobs(self, chunk: Chunk, hidden: Tensor) -> tuple[TokenLogprobs, ...]:
-        """hidden: rows from the chunk's first on."""
-        decoder, _ = self._parts()
+    def _prompt_logprobs(self, chunk: Chunk, start: int) -> tuple[TokenLogprobs, ...]:
+        """start: the chunk's first row."""
         request = chunk.request
         end = min(chunk.first_token + chunk.num_tokens, request.num_prompt_tokens - 1)
         rows_at_a_time = max(1, _LOGITS_AT_A_TIME // self._vocab_size)
         entries: list[TokenLogprobs] = []
         for first in range(chunk.first_token, end, rows_at_a_time):
             last = min(end, first + rows_at_a_time)
-            logits = decoder.logits(hidden[first - chunk.first_token : last - chunk.first_token])
+            begin = start + first - chunk.first_token
+            logits = self._runner.logits(range(begin, begin + last - first))
             counts = [request.params.prompt_logprobs or 0] * (last - first)
             entries += token_logprobs(logits, request.prompt_token_ids[first + 1 : last + 1], counts)
         return tuple(entries)
+
+
+def _make_runner(
+    checkpoint: Checkpoint, options: RunnerOptions, size: int, open_checkpoint: OpenCheckpoint | None
+) -> Runner:
+    if size == 1:
+        runner = ModelRunner(checkpoint, options)
+        runner.allocate()
+        return runner
+    if open_checkpoint is None:
+        raise ValueError(f"tensor_parallel_size={size} needs open_checkpoint, for the other ranks")
+    return LeadingRunner(checkpoint, options, size, open_checkpoint)
+
+
+def _piece(chunk: Chunk) -> Piece:
+    tokens = chunk.request.token_ids[chunk.first_token : chunk.first_token + chunk.num_tokens]
+    return Piece(tuple(tokens), chunk.first_token, chunk.block_table)
 
 
 def _name(dtype: torch.dtype) -> str:

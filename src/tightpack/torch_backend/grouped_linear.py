@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.kernel_experts import pack_experts
 from tightpack.torch_backend.linear import LinearLayer
 from tightpack.torch_backend.quantized_weights import build_linear, stack_rows
+from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 
 # What CUDA's grouped product wants rows to be a multiple of, in bytes.
 _ALIGNMENT = 16
@@ -32,9 +34,20 @@ class GroupedLinear(Protocol):
 
 
 def build_grouped_linear(
-    experts: Sequence[Sequence[QuantizedLinear]], *, dtype: torch.dtype, device: torch.device
+    experts: Sequence[Sequence[QuantizedLinear]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: KernelContext | None = None,
 ) -> GroupedLinear:
-    """experts: for each, the linears that read its input; their outputs lie one after the other."""
+    """experts: for each, the linears that read its input; their outputs lie one after the other.
+
+    context: of the kernels, which take those that they compute as they are stored.
+    """
+    if context is not None:
+        weights = pack_experts(experts, dtype=dtype, device=device)
+        if weights is not None:
+            return KernelExperts(weights, context)
     dense = all(isinstance(part.weight, DenseWeight) for parts in experts for part in parts)
     width = experts[0][0].weight.shape[1]
     outputs = sum(part.weight.shape[0] for part in experts[0])
@@ -58,6 +71,20 @@ class StackedLinear:
 
     def __call__(self, x: Tensor, offsets: Tensor) -> Tensor:
         return functional.grouped_mm(x, self._transposed, offs=offsets[1:])
+
+
+class KernelExperts:
+    """One launch of a Triton kernel for all experts."""
+
+    capturable = True
+
+    def __init__(self, weights: Any, context: KernelContext) -> None:
+        self._multiply = backend_module("grouped_matmul").grouped_matmul
+        self._weights, self._context = weights, context
+
+    def __call__(self, x: Tensor, offsets: Tensor) -> Tensor:
+        product: Tensor = self._multiply(x, self._weights, offsets, context=self._context)
+        return product
 
 
 class OneByOne:

@@ -49,6 +49,19 @@ class KVCache:
             self._gathered = self._gathered.new_empty((count, self._gathered.shape[1]))
         return torch.index_select(self._by_block[layer], 0, blocks, out=self._gathered[:count])
 
+    def pool(self, layer: int) -> Tensor:
+        """A layer's pool as numbers of its storage type: [num_blocks, 2 * num_kv_heads, block_size,
+        head_dim]."""
+        return self._by_block[layer].view(self.num_blocks, -1, self.block_size, self.head_dim)
+
+    def scales(self, layer: int) -> tuple[float, float]:
+        """What a layer's keys and values are multiplied by, where that is one number each."""
+        return 1.0, 1.0
+
+    def token_scales(self, layer: int) -> Tensor | None:
+        """float32 [num_blocks, 2 * num_kv_heads, block_size] where each token and head has its own."""
+        return None
+
     def clear(self, slots: Tensor) -> None:
         for pool in self._by_slot:
             pool.index_fill_(0, slots, 0)

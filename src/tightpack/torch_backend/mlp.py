@@ -11,6 +11,8 @@ from torch.nn import functional
 from tightpack.architectures.model_spec import Activation, ExpertsSpec
 from tightpack.torch_backend.grouped_linear import GroupedLinear
 from tightpack.torch_backend.linear import LinearLayer
+from tightpack.torch_backend.rank_group import ALONE, RankGroup
+from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 
 
 class Mlp(Protocol):
@@ -24,17 +26,32 @@ class Mlp(Protocol):
 
 
 class GatedMlp:
-    """down(activation(gate(x)) * up(x)). gate_up: both in one linear."""
+    """down(activation(gate(x)) * up(x)). gate_up: both in one linear. context: of the kernels; None for
+    PyTorch's operators."""
 
-    def __init__(self, gate_up: LinearLayer, down: LinearLayer, activation: Activation) -> None:
-        self._gate_up, self._down, self._activation = gate_up, down, activation
+    def __init__(
+        self,
+        gate_up: LinearLayer,
+        down: LinearLayer,
+        activation: Activation,
+        context: KernelContext | None = None,
+    ) -> None:
+        self._gate_up, self._down, self._activation, self._context = gate_up, down, activation, context
+        # x may come as a fused kernel rounds it for gate_up.
+        self.input_format = getattr(gate_up, "input_format", None)
+        self.saturated = getattr(gate_up, "saturated", None)
 
     @property
     def capturable(self) -> bool:
         return all(getattr(linear, "capturable", True) for linear in (self._gate_up, self._down))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._down(gated(self._gate_up(x), self._activation))
+        gate_up = self._gate_up(x)
+        if self._context is None:
+            return self._down(gated(gate_up, self._activation))
+        fused = backend_module("fused_rows").gated_linear
+        down: Tensor = fused(gate_up, self._activation, self._down, self._context)
+        return down
 
 
 class MixtureOfExperts:
@@ -42,6 +59,7 @@ class MixtureOfExperts:
 
     router: [hidden_size] to [experts]. Tokens are sorted by expert, so that an expert's weights are read
     once a step, and put back; a token's outputs are summed in the order of its scores, whatever the batch.
+    group: of ranks that have a part of each expert's inner dimension; the sum over them comes last.
     """
 
     def __init__(
@@ -51,8 +69,9 @@ class MixtureOfExperts:
         gate_up: GroupedLinear,
         down: GroupedLinear,
         activation: Activation,
+        group: RankGroup = ALONE,
     ) -> None:
-        self._spec, self._router = spec, router
+        self._spec, self._router, self._group = spec, router, group
         self._gate_up, self._down, self._activation = gate_up, down, activation
 
     @property
@@ -70,7 +89,7 @@ class MixtureOfExperts:
         mixed = torch.empty_like(outputs)
         mixed[order] = outputs
         by_token = mixed.view(len(x), self._spec.experts_per_token, -1)
-        return by_token.mul_(weights.unsqueeze(-1)).sum(1)
+        return self._group.all_reduce_(by_token.mul_(weights.unsqueeze(-1)).sum(1))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights in x's dtype and expert numbers, [tokens, experts_per_token] each, heaviest first."""

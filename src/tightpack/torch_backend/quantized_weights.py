@@ -11,6 +11,7 @@ from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight, Quant
 from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.rounded_linear import GroupRoundedLinear, RoundedLinear, SideBySide
+from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 
 RowOrder = Callable[[Tensor], Tensor]
 
@@ -22,12 +23,14 @@ def build_linear(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    context: KernelContext | None = None,
 ) -> LinearLayer:
     """One layer for linears that read the same input, their outputs one after the other.
 
     orders: what permutes each part's rows. bias: of all parts, permuted already, on the device.
     They are one product unless they round their input differently. Weights are rounded to `dtype` once, here,
-    where the input is not rounded; else see `rounded_linear`.
+    where the input is not rounded; else see `rounded_linear`. context: of the kernels, which take those that
+    they compute as they are stored.
     """
     activation = parts[0].activation
     if any(part.activation != activation for part in parts):
@@ -35,10 +38,15 @@ def build_linear(
         biases = [None] * len(parts) if bias is None else torch.split_with_sizes(bias, sizes)
         return SideBySide(
             [
-                build_linear([part], [order], own, dtype=dtype, device=device)
+                build_linear([part], [order], own, dtype=dtype, device=device, context=context)
                 for part, order, own in zip(parts, orders, biases, strict=True)
             ]
         )
+    if context is not None:
+        build = backend_module("kernel_linear").build_kernel_linear
+        layer: LinearLayer | None = build(parts, orders, bias, dtype=dtype, device=device, context=context)
+        if layer is not None:
+            return layer
     if activation is None:
         return Linear(_stacked(map(_dense, parts), orders, dtype, device), bias)
     by_row = [_scaled_by_row(part) for part in parts]

@@ -95,9 +95,9 @@ class StaticKVCache(_RoundedKVCache):
         raw = torch.int8 if self._storage.itemsize == 1 else self._storage
         super().__init__(spec, num_blocks, block_size, raw, dtype, device)
         self._scales: tuple[Tensor, ...] | None = None
-        if kv_format.key_scales:
-            pairs = list(zip(kv_format.key_scales, kv_format.value_scales, strict=True))
-            self._scales = torch.tensor(pairs, dtype=torch.float32, device=device).unbind(0)
+        self._given = list(zip(kv_format.key_scales, kv_format.value_scales, strict=True))
+        if self._given:
+            self._scales = torch.tensor(self._given, dtype=torch.float32, device=device).unbind(0)
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         values = keys_values.float().view(len(keys_values), -1, self.head_dim)
@@ -124,6 +124,12 @@ class StaticKVCache(_RoundedKVCache):
         if self._scales is not None:
             values.view(2, -1).mul_(self._scales[layer].unsqueeze(-1))
         return values
+
+    def pool(self, layer: int) -> Tensor:
+        return super().pool(layer).view(self._storage)
+
+    def scales(self, layer: int) -> tuple[float, float]:
+        return self._given[layer] if self._given else (1.0, 1.0)
 
     def _by_head(self, layer: int, heads: int) -> Tensor:
         """[heads, 1]: the keys' scale, then the values'."""
@@ -156,6 +162,9 @@ class DynamicKVCache(_RoundedKVCache):
         scales = torch.index_select(self._scales_by_block[layer], 0, blocks)
         values.view(*scales.shape, -1).mul_(scales.unsqueeze(-1))
         return values
+
+    def token_scales(self, layer: int) -> Tensor:
+        return self._scales_by_block[layer].view(self.num_blocks, -1, self.block_size)
 
     def clear(self, slots: Tensor) -> None:
         super().clear(slots)

@@ -54,6 +54,11 @@ class RoundedLinear:
         self._scales = scales if use_integers else scales / _UNIT**2
         self._codes = None if activation.outlier_threshold is None else (codes, scales)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a call may be recorded in a CUDA graph: looking for outliers waits for the device."""
+        return self._activation.outlier_threshold is None
+
     def __call__(self, x: Tensor) -> Tensor:
         rounded = round_input(x, self._activation)
         if self._transposed is not None:
@@ -91,6 +96,11 @@ class GroupRoundedLinear:
         self._activation = activation
         self._linear = Linear(weight, bias)
 
+    @property
+    def capturable(self) -> bool:
+        """As RoundedLinear's."""
+        return self._activation.outlier_threshold is None
+
     def __call__(self, x: Tensor) -> Tensor:
         rounded = round_input(x, self._activation)
         values = rounded.dequantize()
@@ -106,6 +116,10 @@ class SideBySide:
 
     def __init__(self, linears: Sequence[LinearLayer]) -> None:
         self._linears = tuple(linears)
+
+    @property
+    def capturable(self) -> bool:
+        return all(getattr(linear, "capturable", True) for linear in self._linears)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([linear(x) for linear in self._linears], dim=-1)

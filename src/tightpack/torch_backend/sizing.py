@@ -41,6 +41,22 @@ def resolve_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def check_ranks(device: torch.device, size: int) -> None:
+    """Raises ValueError where there are fewer GPUs than ranks."""
+    if device.type == "cuda" and size > 1 and (device.index or 0) + size > torch.cuda.device_count():
+        raise ValueError(
+            f"tensor_parallel_size={size} needs a GPU a rank, from {device} on, and there are "
+            f"{torch.cuda.device_count()}"
+        )
+
+
+def threads_a_rank(given: int | None, device: torch.device, size: int) -> int | None:
+    """CPU threads of each rank's PyTorch; None leaves them as they are."""
+    if given is not None or size == 1 or device.type == "cuda":
+        return given
+    return max(1, torch.get_num_threads() // size)
+
+
 def default_num_blocks(
     spec: ModelSpec,
     *,
@@ -52,20 +68,28 @@ def default_num_blocks(
     max_num_batched_tokens: int,
     max_model_len: int,
     gpu_memory_utilization: float = 0.9,
+    sharing: int = 1,
+    step_bytes: int | None = None,
 ) -> int:
-    """KV blocks to allocate; call it when the weights are loaded. dtype: of the decoder.
+    """KV blocks to allocate; call it when the weights are loaded. dtype: of the decoder. sharing: ranks that
+    a CPU's memory is divided among. step_bytes: what the largest step takes beside weights and cache, where
+    it was measured; else estimated.
 
     No more than max_num_seqs requests of max_model_len tokens could use. On CUDA, what gpu_memory_utilization
-    of the device leaves beside what is in use and an estimate of a step's activations; on a CPU, the lesser
+    of the device leaves beside what is in use and a step's activations; on a CPU, the lesser
     of 4 GiB and a quarter of the free memory. Raises MemoryError when not one request of max_model_len fits.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         budget = gpu_memory_utilization * total - (total - free)
-        budget -= _step_bytes(spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len)
+        if step_bytes is None:
+            step_bytes = estimated_step_bytes(
+                spec, dtype, max_num_seqs, max_num_batched_tokens, max_model_len
+            )
+        budget -= step_bytes
         remedy = "raise gpu_memory_utilization or lower max_model_len"
     else:
-        budget = kv_memory.cpu_budget()
+        budget = kv_memory.cpu_budget() / sharing
         remedy = "lower max_model_len or give num_blocks"
     return kv_memory.blocks_within(
         budget,
@@ -78,7 +102,7 @@ def default_num_blocks(
     )
 
 
-def _step_bytes(
+def estimated_step_bytes(
     spec: ModelSpec, dtype: torch.dtype, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int
 ) -> int:
     """A generous estimate of the largest step's temporaries: activations, logits, and a gathered context."""

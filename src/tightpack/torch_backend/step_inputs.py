@@ -1,16 +1,15 @@
-"""What a step's chunks become: flat token and index tensors, built once and shared by all layers."""
+"""What a step's pieces become: flat token and index tensors, built once and shared by all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from tightpack.scheduling.plan import Chunk
 
 IntArray = NDArray[np.int64]
 
@@ -22,8 +21,40 @@ _SMALL_CONTEXT_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk without its request: what crosses from the rank that schedules to the others.
+
+    tokens: to compute, at the positions from first_token on. block_table: as in `scheduling.plan.Chunk`.
+    """
+
+    tokens: tuple[int, ...]
+    first_token: int
+    block_table: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBuffers:
+    """Views of one int64 array on the device. token_ids, positions: [size]; block_tables: [size, width].
+
+    Rows that pad hold token 0 at position 0 of a block that is nobody's.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    block_tables: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.token_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Single-token chunks that attend together: rows [start, start + size) of the step.
+    """Single-token pieces that attend together: rows [start, start + size) of the step.
 
     blocks: gather order [2 * num_kv_heads, size, blocks], flat.
     mask: additive [num_kv_heads * size, 1, context].
@@ -37,9 +68,9 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class PromptPart:
-    """A chunk of several tokens: rows [start, start + size) of the step.
+    """A piece of several tokens: rows [start, start + size) of the step.
 
-    blocks: gather order [2 * num_kv_heads, blocks], flat; None where the chunk attends to itself alone.
+    blocks: gather order [2 * num_kv_heads, blocks], flat; None where the piece attends to itself alone.
     mask: additive [size, context]; None where plain causal masking is meant.
     """
 
@@ -58,18 +89,18 @@ class AttentionInputs:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """chunks: in row order (decodes before prompt parts); starts: the first row of each.
+    """starts: the first row of each piece, in the order given; decodes have rows before prompt parts.
 
     slots: [tokens * 2 * num_kv_heads], where the cache takes each token's keys and values.
-    attention: by window.
+    attention: by window. batch: in their place for `kernel_attention`, whose slots are one a token.
     """
 
-    chunks: tuple[Chunk, ...]
     starts: tuple[int, ...]
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
     attention: dict[int | None, AttentionInputs]
+    batch: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -86,13 +117,20 @@ class InputBuilder:
     dtype: torch.dtype
     device: torch.device
 
-    def build(self, chunks: Sequence[Chunk]) -> StepInputs:
+    def build(self, pieces: Sequence[Piece]) -> StepInputs:
         # Longest contexts first, so that neighbours can share a group.
-        ordered = sorted(chunks, key=lambda c: (c.num_tokens > 1, -c.first_token if c.num_tokens == 1 else 0))
+        order = sorted(
+            range(len(pieces)),
+            key=lambda i: (
+                pieces[i].num_tokens > 1,
+                -pieces[i].first_token if pieces[i].num_tokens == 1 else 0,
+            ),
+        )
+        ordered = [pieces[i] for i in order]
         starts = np.cumsum([0, *(c.num_tokens for c in ordered)]).tolist()
         tokens: list[int] = []
         for c in ordered:
-            tokens += c.request.token_ids[c.first_token : c.first_token + c.num_tokens]
+            tokens += c.tokens
         positions = np.concatenate([np.arange(c.first_token, c.first_token + c.num_tokens) for c in ordered])
         num_decodes = sum(c.num_tokens == 1 for c in ordered)
         tables = [np.asarray(c.block_table, dtype=np.int64) for c in ordered]
@@ -106,23 +144,45 @@ class InputBuilder:
         for window in self.windows:
             decodes = self._decode_groups(ordered[:num_decodes], tables, window)
             prompts = tuple(
-                self._prompt_part(chunk, table, start, window)
-                for chunk, table, start in list(_zip(ordered, tables, starts))[num_decodes:]
+                self._prompt_part(piece, table, start, window)
+                for piece, table, start in list(_zip(ordered, tables, starts))[num_decodes:]
             )
             attention[window] = AttentionInputs(decodes, prompts)
+        start_of = dict(zip(order, starts, strict=False))
         return StepInputs(
-            chunks=tuple(ordered),
-            starts=tuple(starts[:-1]),
+            starts=tuple(start_of[i] for i in range(len(pieces))),
             token_ids=self._to_device(np.asarray(tokens, dtype=np.int64)),
             positions=self._to_device(positions),
             slots=self._to_device(self._slots(blocks, positions % self.block_size)),
             attention=attention,
         )
 
-    def slots_of(self, chunk: Chunk) -> Tensor:
-        """The cache slots that the chunk writes."""
-        positions = np.arange(chunk.first_token, chunk.first_token + chunk.num_tokens)
-        blocks = np.asarray(chunk.block_table, dtype=np.int64)[positions // self.block_size]
+    def of_decode(self, buffers: DecodeBuffers) -> StepInputs:
+        """The same of a padded decode step, computed where its buffers are, without waiting for them.
+
+        Every row gathers its whole table: for a few blocks, or where nothing else can be had.
+        """
+        size, tables, positions = self.block_size, buffers.block_tables, buffers.positions
+        heads = torch.arange(2 * self.num_kv_heads, device=tables.device)
+        block = tables.gather(1, (positions // size).unsqueeze(1))
+        slots = ((block * len(heads) + heads) * size + (positions % size).unsqueeze(1)).view(-1)
+        blocks = (tables.reshape(1, -1) * len(heads) + heads.unsqueeze(1)).view(-1)
+        places = torch.arange(tables.shape[1] * size, device=tables.device)
+        attention = {}
+        for window in self.windows:
+            hidden = places > positions.unsqueeze(1)
+            if window is not None:
+                hidden |= places <= (positions - window).unsqueeze(1)
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=tables.device)
+            mask = mask.masked_fill_(hidden, -torch.inf).repeat(self.num_kv_heads, 1).unsqueeze(1)
+            group = DecodeGroup(0, buffers.size, blocks, mask)
+            attention[window] = AttentionInputs((group,), ())
+        return StepInputs(tuple(range(buffers.size)), buffers.token_ids, positions, slots, attention)
+
+    def slots_of(self, piece: Piece) -> Tensor:
+        """The cache slots that the piece writes."""
+        positions = np.arange(piece.first_token, piece.first_token + piece.num_tokens)
+        blocks = np.asarray(piece.block_table, dtype=np.int64)[positions // self.block_size]
         return self._to_device(self._slots(blocks, positions % self.block_size))
 
     def _slots(self, blocks: IntArray, offsets: IntArray) -> IntArray:
@@ -137,18 +197,18 @@ class InputBuilder:
         return self._to_device((blocks.reshape(1, -1) * len(heads) + heads[:, None]).reshape(-1))
 
     def _decode_groups(
-        self, chunks: Sequence[Chunk], tables: Sequence[IntArray], window: int | None
+        self, pieces: Sequence[Piece], tables: Sequence[IntArray], window: int | None
     ) -> tuple[DecodeGroup, ...]:
         size = self.block_size
-        ends = [c.first_token + 1 for c in chunks]
+        ends = [c.first_token + 1 for c in pieces]
         begins = [0 if window is None else max(0, end - window) for end in ends]
         spans = [(begin // size, -(-end // size)) for begin, end in zip(begins, ends, strict=True)]
         groups = []
         start = 0
-        while start < len(chunks):
+        while start < len(pieces):
             widest = spans[start][1] - spans[start][0]
             stop = start + 1
-            while stop < len(chunks):
+            while stop < len(pieces):
                 width = spans[stop][1] - spans[stop][0]
                 if widest > _SMALL_CONTEXT_BLOCKS and width < widest * _PADDING_SHARE:
                     break
@@ -169,8 +229,8 @@ class InputBuilder:
             start = stop
         return tuple(groups)
 
-    def _prompt_part(self, chunk: Chunk, table: IntArray, start: int, window: int | None) -> PromptPart:
-        first, count = chunk.first_token, chunk.num_tokens
+    def _prompt_part(self, piece: Piece, table: IntArray, start: int, window: int | None) -> PromptPart:
+        first, count = piece.first_token, piece.num_tokens
         if first == 0 and (window is None or count <= window):
             return PromptPart(start, count, count, blocks=None, mask=None)
         begin = 0 if window is None else max(0, first + 1 - window)
@@ -195,6 +255,6 @@ class InputBuilder:
 
 
 def _zip(
-    chunks: Sequence[Chunk], tables: Sequence[IntArray], starts: Sequence[int]
-) -> zip[tuple[Chunk, IntArray, int]]:
-    return zip(chunks, tables, starts[: len(chunks)], strict=True)
+    pieces: Sequence[Piece], tables: Sequence[IntArray], starts: Sequence[int]
+) -> zip[tuple[Piece, IntArray, int]]:
+    return zip(pieces, tables, starts[: len(pieces)], strict=True)
