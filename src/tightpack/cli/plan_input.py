@@ -84,7 +84,7 @@ def read_load(arguments: Arguments, model: PlannedModel, machines: Machines) -> 
     max_kl = arguments["max_kl"]
     if max_kl is not None and not max_kl >= 0:
         raise ValueError(f"--max-kl must be 0 or more nats, got {max_kl:g}")
-    traffic = _drawn(arguments) if arguments["trace"] is None else _replayed(arguments)
+    traffic, description = _drawn(arguments) if arguments["trace"] is None else _replayed(arguments)
     rate = arguments["rate"]
     if rate is None:
         if arguments["trace"] is None:
@@ -100,6 +100,7 @@ def read_load(arguments: Arguments, model: PlannedModel, machines: Machines) -> 
         raise ValueError(f"--max-model-len {wanted} is beyond the {longest:,} positions of {model.name}")
     load = Load(
         traffic=traffic,
+        description=description,
         rate=rate,
         promise=read_promise(arguments["slo"]),
         level=ServiceLevel(attainment=arguments["attainment"]),
@@ -159,26 +160,29 @@ def read_deployments(
     return found, own
 
 
-def _drawn(arguments: Arguments) -> Traffic:
+def _drawn(arguments: Arguments) -> tuple[Traffic, str]:
     if arguments["length_scale"] is not None:
         raise ValueError("--length-scale is about a trace; give --trace FILE.csv as well")
-    return DrawnTraffic(
-        count=1,
+    mixed = arguments["mixed"] is not False
+    traffic = DrawnTraffic(
+        count=1,  # a plan asks for as many as it needs
         input_len=arguments["input_len"] or INPUT_LEN,
         output_len=arguments["output_len"] or OUTPUT_LEN,
-        mixed=arguments["mixed"] is not False,
+        mixed=mixed,
         burstiness=arguments["burstiness"] or 1.0,
         seed=arguments["seed"],
     )
+    return traffic, "long-tailed lengths" if mixed else "all the same"
 
 
-def _replayed(arguments: Arguments) -> Traffic:
+def _replayed(arguments: Arguments) -> tuple[Traffic, str]:
     for name in ("input_len", "output_len", "mixed", "burstiness"):
         if arguments[name] is not None:
             raise ValueError(f"--trace brings its own lengths and gaps; drop {_spelled(name)}")
-    return TraceTraffic(
+    traffic = TraceTraffic(
         path=arguments["trace"], count=_TRACE_REQUESTS, length_scale=arguments["length_scale"] or 1.0
     )
+    return traffic, f"lengths and gaps of {arguments['trace'].name}"
 
 
 def _prices(listed: str | None, names: Sequence[str]) -> dict[str, float]:

@@ -14,17 +14,19 @@ from tightpack.requests.service_class import ServiceClass
 
 # A replica is watched for at least so many requests and seconds of arrivals, as by `bench --find-capacity`,
 # and no more requests than the most where that would take long. 1 % of 300 is 3 requests.
-_LEAST_REQUESTS, _MOST_REQUESTS, _SECONDS = 300, 1500, 36.0
+_LEAST_REQUESTS, _MOST_REQUESTS, _SECONDS = 300, 800, 36.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """rate: requests a second in all. level: what share of requests must meet the targets of `promise`.
+    """description: of the lengths, in words. rate: requests a second in all. level: what share of requests
+    must meet the targets of `promise`.
 
     Raises ValueError for a request that no context can hold (`max_model_len`).
     """
 
     traffic: Traffic
+    description: str
     rate: float
     promise: ServiceClass
     level: ServiceLevel
@@ -96,7 +98,7 @@ class Load:
             WorkloadRequest(replace(shape, service_class=self.promise), _tokens(shape.input_len))
             for shape in sorted(shapes, key=lambda one: one.arrival_s)
         )
-        return Workload(self.traffic.describe(), requests, rate=rate)
+        return Workload(self.description, requests, rate=rate)
 
 
 @lru_cache(maxsize=4096)
