@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tightpack.simulated.virtual_clock import VirtualClock
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "published.yaml"
-RESULTS = HERE / "results" / "published.json"
+RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "planning.md"
 BEGIN, END = "<!-- published-table: begin -->", "<!-- published-table: end -->"
 # What the published engines allow at once, if memory does.
@@ -48,7 +49,8 @@ def main() -> int:
         for figure in group["figures"]:
             rows += compare(figure, group["source"])
             print(described(rows[-1]), flush=True)
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    result = RESULTS / f"published-{date.today()}.json"
+    result.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     document = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = document.partition(BEGIN)
     DOCUMENT.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
@@ -57,9 +59,10 @@ def main() -> int:
 
 def check() -> int:
     written = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    if written.strip() == table(json.loads(RESULTS.read_text(encoding="utf-8"))).strip():
+    newest = max(RESULTS.glob("published-*.json"))
+    if written.strip() == table(json.loads(newest.read_text(encoding="utf-8"))).strip():
         return 0
-    print(f"{DOCUMENT.name} has another table than {RESULTS.name} gives: run {__file__}", file=sys.stderr)
+    print(f"{DOCUMENT.name} has another table than {newest.name} gives: run {__file__}", file=sys.stderr)
     return 1
 
 
