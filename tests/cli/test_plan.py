@@ -10,7 +10,10 @@ from typer.testing import CliRunner, Result
 from tightpack.cli.main import app
 from tightpack.simulated.fitted import AttentionCost, FittedCostModel
 
-SMALL = ("--input-len", "256", "--output-len", "16", "--fixed", "--policies", "continuous", "--quiet")
+SMALL = (
+    *("--input-len", "256", "--output-len", "4", "--fixed", "--policies", "continuous", "--quiet"),
+    *("--tensor-parallel-size", "1", "--kv-cache-dtype", "auto"),
+)
 
 
 def run(*arguments: str) -> Result:
@@ -107,7 +110,7 @@ def test_prices_are_yours(tmp_path: Path):
         "--model",
         "llama-3.1-8b",
         "--rate",
-        "1",
+        "8",
         "--hardware",
         "l4,h100-sxm",
         "--precision",
@@ -150,7 +153,7 @@ def test_this_machine_is_planned_for_as_it_was_measured(this_machine: Path, tmp_
 
 
 def test_a_measurement_of_another_model_is_refused(this_machine: Path):
-    with pytest.raises(ValueError, match="measured on 'smollm2-135m', and the plan is for 'llama-3.2-1b'"):
+    with pytest.raises(ValueError, match=r"measured on 'smollm2-135m', and the plan is for 'llama-3\.2-1b'"):
         run("--model", "llama-3.2-1b", "--cost-model", str(this_machine), "--rate", "1", *SMALL)
 
 

@@ -50,6 +50,6 @@ def test_what_fits_nowhere_is_refused_with_what_would_fit(new_deployments):
 
 
 def test_a_precision_without_arithmetic_is_refused_with_what_there_is(llama70b):
+    a100 = load_catalogue()["a100-80gb"]
     with pytest.raises(ValueError, match="fp8 arithmetic is needed, and a100-80gb has bf16, int8"):
-        a100 = load_catalogue()["a100-80gb"]
         require_somewhere([], [], llama70b, [a100], [WEIGHT_CHOICES["fp8"]], 8192)

@@ -30,7 +30,7 @@ class _Text(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        if tag != "meta":
+        if tag not in ("meta", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

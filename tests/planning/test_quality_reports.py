@@ -75,5 +75,5 @@ def test_a_report_about_what_is_not_considered_is_refused(tmp_path: Path):
     given = write(tmp_path / "r.json", kl=0.1)
     with pytest.raises(ValueError, match="it is about int4, and the plan considers bf16"):
         divergences([WEIGHT_CHOICES["bf16"]], [f"int4={given}"])
-    with pytest.raises(ValueError, match="did you mean 'int4'"):
-        divergences(CHOICES, [f"int5={given}"])
+    with pytest.raises(ValueError, match="did you mean 'int8'"):
+        divergences(CHOICES, [f"int9={given}"])
