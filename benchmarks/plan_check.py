@@ -2,11 +2,11 @@
 
     python benchmarks/plan_check.py --json result.json
 
-Measures the model (`tightpack calibrate-cost`), plans on that measurement (`tightpack plan`), starts the server
-by the very command that the plan gives, and searches its capacity from outside (`tightpack bench --url
---find-capacity`), with the same lengths and the same promise. Prints the predicted and the measured capacity. The
-machine must be quiet. It takes about ten minutes. The engine has one thread by default, so that the HTTP server and
-the client, which run here too, have a core of their own.
+Measures the model (`tightpack calibrate-cost`), plans on that measurement (`tightpack plan`), starts the
+server by the very command that the plan gives, and searches its capacity from outside (`tightpack bench --url
+--find-capacity`), with the same lengths and the same promise. Prints the predicted and the measured capacity.
+The machine must be quiet. It takes about ten minutes. The engine has one thread by default, so that the HTTP
+server and the client, which run here too, have a core of their own.
 """
 
 from __future__ import annotations

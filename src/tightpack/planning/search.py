@@ -27,7 +27,7 @@ from tightpack.simulated.virtual_clock import VirtualClock
 POLICIES = ("chunked-prefill", "slo", "continuous")
 # How many settled candidates are wanted, and how many output tokens may be simulated for those that follow
 # the cheapest: about a quarter of a minute on one core.
-_WANTED, _MOST_TOKENS = 8, 1_500_000
+_WANTED, _MOST_TOKENS = 8, 2_000_000
 # Replicas beyond so many times the bound: what fails there fails for another reason than load.
 _MOST_TIMES = 16
 
@@ -97,6 +97,11 @@ class _Entry:
         price = self.deployment.usd_per_hour or 0.0
         devices = self.deployment.tensor_parallel_size * replicas
         return price * replicas, devices, self.deployment.kl
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Entries of equal keys come out alike at their next try."""
+        return self.deployment.pace, self.deployment.cache_tokens, self.policy, self.next
 
     @property
     def next(self) -> int:
@@ -210,10 +215,10 @@ class _Search:
         """Simulate the cheapest of the wanted entries until one is settled. False where none will be."""
         aside = []
         done = False
-        while self._queue and not done and (at_any_cost or self._tokens < self._most_tokens):
+        while self._queue and not done:
             item = heapq.heappop(self._queue)
             entry = item[2]
-            if not wanted(entry):
+            if not wanted(entry) or not (at_any_cost or self._affords(entry)):
                 aside.append(item)
                 continue
             if entry.settled:
@@ -244,10 +249,12 @@ class _Search:
         else:
             self._file(entry)
 
+    def _affords(self, entry: _Entry) -> bool:
+        return self._tokens < self._most_tokens or entry.settled or entry.key in self._known
+
     def _simulate(self, entry: _Entry, replicas: int) -> Candidate:
         """Once for all deployments of equal pace, such as fp8 and int8 (W8A8) on most GPUs."""
-        deployment = entry.deployment
-        key = (deployment.pace, deployment.cache_tokens, entry.policy, replicas)
+        deployment, key = entry.deployment, entry.key
         known = self._known.get(key)
         if known is not None:
             return replace(known, deployment=deployment)
