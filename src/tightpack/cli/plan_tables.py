@@ -28,7 +28,7 @@ def show(console: Console, plan: Plan) -> None:
 
 def _show_model(console: Console, plan: Plan) -> None:
     model, load = plan.model, plan.load
-    active = "" if model.experts is None else f", {model.active_parameters / 1e9:.1f} B of them active"
+    active = "" if not model.spec.is_mixture else f", {model.active_parameters / 1e9:.1f} B of them active"
     console.print(f"[bold]{model.name}[/]: {model.parameters / 1e9:.2f} B parameters{active}")
     console.print(
         f"{load.rate:g} requests a second of {load.mean_input:,.0f} tokens in and "
