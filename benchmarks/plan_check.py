@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--probe-seconds", type=float, default=36.0)
     parser.add_argument("--cost-model", type=Path, help="measured before, instead of now")
     parser.add_argument("--json", type=Path, dest="output")
@@ -97,10 +98,12 @@ def check(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 "--rate",
                 f"{best['capacity_rps'] * 0.75:.3g}",
             ),
-            *("--requests", 300, "--max-model-len", arguments.max_model_len),
+            *("--requests", arguments.requests, "--max-model-len", arguments.max_model_len),
             *("--probe-seconds", arguments.probe_seconds),
             *("--service-class", f"standard:{arguments.slo}", "--json", folder / "bench.json", "--quiet"),
         )
+        if server.poll() is not None:
+            raise SystemExit(f"the server ended while it was measured, with exit code {server.returncode}")
     finally:
         server.terminate()
         server.wait()

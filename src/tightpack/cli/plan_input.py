@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tightpack.benchmarking.traffic import DrawnTraffic, TraceTraffic, Traffic
+from tightpack.benchmarking.traffic import DrawnTraffic, FixedTraffic, TraceTraffic, Traffic
 from tightpack.benchmarking.workload import mean_rate
 from tightpack.cli.plan_options import INPUT_LEN, OUTPUT_LEN
 from tightpack.latency.service_level import ServiceLevel
@@ -179,9 +179,11 @@ def _replayed(arguments: Arguments) -> tuple[Traffic, str]:
     for name in ("input_len", "output_len", "mixed", "burstiness"):
         if arguments[name] is not None:
             raise ValueError(f"--trace brings its own lengths and gaps; drop {_spelled(name)}")
-    traffic = TraceTraffic(
+    trace = TraceTraffic(
         path=arguments["trace"], count=_TRACE_REQUESTS, length_scale=arguments["length_scale"] or 1.0
     )
+    # Read once, and not for every simulation.
+    traffic = FixedTraffic(trace.path.name, trace.shapes(None, 0))
     return traffic, f"lengths and gaps of {arguments['trace'].name}"
 
 
