@@ -10,6 +10,7 @@ import typer.main
 from tightpack.cli.main import app
 from tightpack.planning.commands import prepare_command, serve_command
 from tightpack.planning.search import simulate
+from tightpack.planning.weight_choices import choices_for
 
 
 def parsed(command: str) -> dict[str, object]:
@@ -56,3 +57,10 @@ def test_several_devices_and_old_ones_are_told_so(llama8b, new_load, new_deploym
     assert "--tensor-parallel-size 2" in command
     assert "--dtype float16" in command
     assert parsed(command)["dtype"] == "float16"
+
+
+def test_experts_are_rounded_as_they_are_loaded():
+    choices = {choice.name: choice for choice in choices_for(None, None, is_mixture=True)}
+    assert all(choice.method is None for choice in choices.values())
+    assert choices["int4"].option == "int4"
+    assert choices["int4"].kl > next(c.kl for c in choices_for(None, ["int4"]))

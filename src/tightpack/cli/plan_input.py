@@ -146,7 +146,8 @@ def read_deployments(
     precisions = _names("--precision", arguments["precision"])
     kv = _names("--kv-cache-dtype", arguments["kv_cache_dtype"])
     choices, divergence = divergences(
-        choices_for(model.stored, precisions), arguments["quality_report"] or ()
+        choices_for(model.stored, precisions, is_mixture=model.spec.is_mixture),
+        arguments["quality_report"] or (),
     )
     sizes = _sizes(arguments["tensor_parallel_size"])
     found = [
