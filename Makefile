@@ -31,6 +31,7 @@ lint: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/lint
 	$(VENV)/bin/python benchmarks/make_table.py --check
 	$(VENV)/bin/python benchmarks/quality.py --check
 	$(VENV)/bin/python benchmarks/peers.py --check
+	$(VENV)/bin/python benchmarks/published.py --check
 
 check: lint test
 

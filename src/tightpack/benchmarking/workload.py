@@ -196,7 +196,7 @@ def build_workload(
 
     vocabulary: the token ids to draw from, uniformly; special tokens do not belong in it.
     seed: of the prompts' tokens; text such as "0/warm-up" gives other prompts for the same number.
-    A request that is too long loses output first, down to a quarter of the context, then prompt.
+    A request that is too long is shortened as by `clip`.
     """
     if not vocabulary:
         raise ValueError("a workload needs a vocabulary to draw its prompts from")
@@ -206,14 +206,15 @@ def build_workload(
     requests = []
     num_clipped = 0
     for shape in sorted(request_shapes, key=lambda one: one.arrival_s):
-        clipped = _clip(shape, max_model_len)
+        clipped = clip(shape, max_model_len)
         num_clipped += clipped != shape
         prompt = tuple(rng.choices(vocabulary, k=clipped.input_len))
         requests.append(WorkloadRequest(clipped, prompt))
     return Workload(description, tuple(requests), num_clipped, clients, rate)
 
 
-def _clip(shape: RequestShape, max_model_len: int) -> RequestShape:
+def clip(shape: RequestShape, max_model_len: int) -> RequestShape:
+    """The request within a context: it loses output first, down to a quarter of the context, then prompt."""
     if shape.input_len + shape.output_len <= max_model_len:
         return shape
     floor = max(1, max_model_len // 4)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tightpack.benchmarking.traffic import DrawnTraffic, TraceTraffic, Traffic
+from tightpack.benchmarking.traffic import DrawnTraffic, FixedTraffic, TraceTraffic, Traffic
 from tightpack.benchmarking.workload import mean_rate
 from tightpack.cli.plan_options import INPUT_LEN, OUTPUT_LEN
 from tightpack.latency.service_level import ServiceLevel
@@ -84,7 +84,7 @@ def read_load(arguments: Arguments, model: PlannedModel, machines: Machines) -> 
     max_kl = arguments["max_kl"]
     if max_kl is not None and not max_kl >= 0:
         raise ValueError(f"--max-kl must be 0 or more nats, got {max_kl:g}")
-    traffic = _drawn(arguments) if arguments["trace"] is None else _replayed(arguments)
+    traffic, description = _drawn(arguments) if arguments["trace"] is None else _replayed(arguments)
     rate = arguments["rate"]
     if rate is None:
         if arguments["trace"] is None:
@@ -100,6 +100,7 @@ def read_load(arguments: Arguments, model: PlannedModel, machines: Machines) -> 
         raise ValueError(f"--max-model-len {wanted} is beyond the {longest:,} positions of {model.name}")
     load = Load(
         traffic=traffic,
+        description=description,
         rate=rate,
         promise=read_promise(arguments["slo"]),
         level=ServiceLevel(attainment=arguments["attainment"]),
@@ -145,7 +146,8 @@ def read_deployments(
     precisions = _names("--precision", arguments["precision"])
     kv = _names("--kv-cache-dtype", arguments["kv_cache_dtype"])
     choices, divergence = divergences(
-        choices_for(model.stored, precisions), arguments["quality_report"] or ()
+        choices_for(model.stored, precisions, is_mixture=model.spec.is_mixture),
+        arguments["quality_report"] or (),
     )
     sizes = _sizes(arguments["tensor_parallel_size"])
     found = [
@@ -159,26 +161,31 @@ def read_deployments(
     return found, own
 
 
-def _drawn(arguments: Arguments) -> Traffic:
+def _drawn(arguments: Arguments) -> tuple[Traffic, str]:
     if arguments["length_scale"] is not None:
         raise ValueError("--length-scale is about a trace; give --trace FILE.csv as well")
-    return DrawnTraffic(
-        count=1,
+    mixed = arguments["mixed"] is not False
+    traffic = DrawnTraffic(
+        count=1,  # a plan asks for as many as it needs
         input_len=arguments["input_len"] or INPUT_LEN,
         output_len=arguments["output_len"] or OUTPUT_LEN,
-        mixed=arguments["mixed"] is not False,
+        mixed=mixed,
         burstiness=arguments["burstiness"] or 1.0,
         seed=arguments["seed"],
     )
+    return traffic, "long-tailed lengths" if mixed else "all the same"
 
 
-def _replayed(arguments: Arguments) -> Traffic:
+def _replayed(arguments: Arguments) -> tuple[Traffic, str]:
     for name in ("input_len", "output_len", "mixed", "burstiness"):
         if arguments[name] is not None:
             raise ValueError(f"--trace brings its own lengths and gaps; drop {_spelled(name)}")
-    return TraceTraffic(
+    trace = TraceTraffic(
         path=arguments["trace"], count=_TRACE_REQUESTS, length_scale=arguments["length_scale"] or 1.0
     )
+    # Read once, and not for every simulation.
+    traffic = FixedTraffic(trace.path.name, trace.shapes(None, 0))
+    return traffic, f"lengths and gaps of {arguments['trace'].name}"
 
 
 def _prices(listed: str | None, names: Sequence[str]) -> dict[str, float]:

@@ -28,11 +28,11 @@ def show(console: Console, plan: Plan) -> None:
 
 def _show_model(console: Console, plan: Plan) -> None:
     model, load = plan.model, plan.load
-    active = "" if model.experts is None else f", {model.active_parameters / 1e9:.1f} B of them active"
+    active = "" if not model.spec.is_mixture else f", {model.active_parameters / 1e9:.1f} B of them active"
     console.print(f"[bold]{model.name}[/]: {model.parameters / 1e9:.2f} B parameters{active}")
     console.print(
-        f"{load.rate:g} requests a second of {load.mean_input:,.0f} tokens in and {load.mean_output:,.0f} out "
-        f"on average, {load.longest:,} at the most; {_targets(plan)} for "
+        f"{load.rate:g} requests a second of {load.mean_input:,.0f} tokens in and "
+        f"{load.mean_output:,.0f} out on average, {load.longest:,} at the most; {_targets(plan)} for "
         f"{100 * load.level.attainment:.4g} % of them"
     )
 

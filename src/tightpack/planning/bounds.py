@@ -46,7 +46,7 @@ def reason_against(deployment: Deployment, load: Load, max_kl: float | None) -> 
             )
         return pruned(
             "memory",
-            f"the cache holds {deployment.cache_tokens:,} tokens; one request may have {load.max_model_len:,}",
+            f"the cache holds {deployment.cache_tokens:,} tokens, under {load.max_model_len:,} of a request",
         )
     tpot = decode_seconds(model, 1, load.mean_context)
     if promise.tpot_s is not None and tpot > promise.tpot_s:

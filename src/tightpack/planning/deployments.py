@@ -140,9 +140,7 @@ def rooflines(
                 if size > hardware.machine or (size > 1 and hardware.interconnect is None):
                     continue
                 try:
-                    cost = RooflineCostModel(
-                        model.spec, hardware, precision, tensor_parallel_size=size, experts=model.experts
-                    )
+                    cost = RooflineCostModel(model.spec, hardware, precision, tensor_parallel_size=size)
                 except ValueError:  # does not divide the model's heads or columns
                     continue
                 room = hardware.memory_bytes * MEMORY_UTILIZATION - cost.weight_bytes
@@ -173,8 +171,9 @@ def activation_bytes(model: PlannedModel, tokens: int, size: int) -> float:
     """Of one device, at the widest place of a step of so many tokens: residual stream and its norm, and the
     MLP's two halves, in 16 bits; the logits of 512 rows in 32."""
     spec = model.spec
-    inner = spec.intermediate_size
-    if model.experts is not None:
-        inner = model.experts.intermediate_size * model.experts.per_token
+    inner = max(
+        experts.intermediate_size * experts.experts_per_token if experts else spec.intermediate_size
+        for experts in {layer.experts for layer in spec.layers}
+    )
     rows = 2 * tokens * (2 * spec.hidden_size + 3 * inner / size)
     return rows + 4 * 512 * spec.vocab_size

@@ -8,40 +8,47 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from tightpack.benchmarking.traffic import Traffic
-from tightpack.benchmarking.workload import RequestShape, Workload, WorkloadRequest
+from tightpack.benchmarking.workload import RequestShape, Workload, WorkloadRequest, clip
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.requests.service_class import ServiceClass
 
 # A replica is watched for at least so many requests and seconds of arrivals, as by `bench --find-capacity`,
 # and no more requests than the most where that would take long. 1 % of 300 is 3 requests.
-_LEAST_REQUESTS, _MOST_REQUESTS, _SECONDS = 300, 1500, 36.0
+_LEAST_REQUESTS, _MOST_REQUESTS, _SECONDS = 300, 800, 36.0
+_MOST_CLIPPED = 0.1
 
 
 @dataclass(frozen=True)
 class Load:
-    """rate: requests a second in all. level: what share of requests must meet the targets of `promise`.
+    """description: of the lengths, in words. rate: requests a second in all. level: what share of requests
+    must meet the targets of `promise`.
 
-    Raises ValueError for a request that no context can hold (`max_model_len`).
+    Requests longer than the context (`max_model_len`) are shortened, as a benchmark does; it is a ValueError
+    when more than one in ten is.
     """
 
     traffic: Traffic
+    description: str
     rate: float
     promise: ServiceClass
     level: ServiceLevel
     max_model_len: int
 
     def __post_init__(self) -> None:
-        if self.longest > self.max_model_len:
+        given = self.traffic.shapes(self.rate, 0, _LEAST_REQUESTS)
+        clipped = sum(clip(shape, self.max_model_len) != shape for shape in given)
+        if clipped > _MOST_CLIPPED * len(given):
+            longest = max(shape.input_len + shape.output_len for shape in given)
             raise ValueError(
-                f"the longest request has {self.longest:,} tokens, prompt and output, and the context is "
-                f"{self.max_model_len:,}: shorten the requests (--length-scale, --input-len, --output-len)"
-                " or take a model with a longer context"
+                f"{clipped} of {len(given)} requests, of up to {longest:,} tokens in and out, are longer "
+                f"than the context of {self.max_model_len:,}: shorten them (--length-scale, --input-len, "
+                "--output-len) or take a model with a longer context"
             )
 
     @cached_property
     def sample(self) -> Sequence[RequestShape]:
         """Requests as they come, enough to know their lengths."""
-        return self.traffic.shapes(self.rate, 0, _LEAST_REQUESTS)
+        return self._shapes(self.rate, _LEAST_REQUESTS)
 
     @cached_property
     def mean_input(self) -> float:
@@ -75,7 +82,7 @@ class Load:
         share = self.rate / replicas
         wanted = min(_MOST_REQUESTS, max(_LEAST_REQUESTS, math.ceil(share * _SECONDS)))
         # The traffic at one replica's rate, times their number, is what all of them get.
-        everything = self.traffic.shapes(self.rate, 0, wanted * replicas)
+        everything = self._shapes(self.rate, wanted * replicas)
         dealt: list[RequestShape] = []
         for first in range(replicas):
             shift = dealt[-1].arrival_s + 1 / share if dealt else 0.0
@@ -89,14 +96,17 @@ class Load:
     def at_rate(self, rate: float) -> Workload:
         """The same traffic for a single replica, at another rate."""
         wanted = min(_MOST_REQUESTS, max(_LEAST_REQUESTS, math.ceil(rate * _SECONDS)))
-        return self._workload(self.traffic.shapes(rate, 0, wanted)[:wanted], rate)
+        return self._workload(self._shapes(rate, wanted)[:wanted], rate)
+
+    def _shapes(self, rate: float, at_least: int) -> list[RequestShape]:
+        return [clip(shape, self.max_model_len) for shape in self.traffic.shapes(rate, 0, at_least)]
 
     def _workload(self, shapes: Sequence[RequestShape], rate: float) -> Workload:
         requests = tuple(
             WorkloadRequest(replace(shape, service_class=self.promise), _tokens(shape.input_len))
             for shape in sorted(shapes, key=lambda one: one.arrival_s)
         )
-        return Workload(self.traffic.describe(), requests, rate=rate)
+        return Workload(self.description, requests, rate=rate)
 
 
 @lru_cache(maxsize=4096)

@@ -10,64 +10,47 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tightpack.architectures.config_fields import Fields
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.architectures.registry import model_spec
 from tightpack.planning.stored_precision import stored_precision
 from tightpack.requests.arguments import nearest_hint
 from tightpack.simulated.hardware import Precision
-from tightpack.simulated.roofline import Experts
 
-# A mixture of experts is its dense family with other MLPs.
-_DENSE_FAMILY = {"mixtral": ("mistral", "MistralForCausalLM"), "qwen3_moe": ("qwen3", "Qwen3ForCausalLM")}
-# An estimate from sizes alone is all there is before a checkpoint exists.
 _CHECKPOINTS = ("smollm2-135m",)
+_KEPT = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
 class PlannedModel:
     """name: for people. served: what `tightpack serve` is given.
 
-    experts: in place of the MLP that `spec` has. stored: what the checkpoint's linears are already, where a
-    configuration says that it is quantized; None for one that may become anything.
+    stored: what the checkpoint's linears are already, where it is quantized; None for one that may become
+    anything.
     """
 
     name: str
     served: str
     spec: ModelSpec
-    experts: Experts | None = None
     stored: Precision | None = None
 
     @cached_property
     def linear_parameters(self) -> int:
         """Weights of the linears of all layers: those that quantization makes smaller."""
-        spec = self.spec
-        attention = spec.head_dim * spec.hidden_size * 2 * (spec.num_heads + spec.num_kv_heads)
-        mlp = 3 * spec.hidden_size * spec.intermediate_size
-        if self.experts is not None:
-            mlp = 3 * spec.hidden_size * self.experts.intermediate_size * self.experts.count
-        return spec.num_layers * (attention + mlp)
+        kept = {*_KEPT, *(f"{name}.weight" for name in self.spec.router_names())}
+        shapes = self.spec.tensor_shapes()
+        return sum(_size(shape) for name, shape in shapes.items() if len(shape) > 1 and name not in kept)
 
     @cached_property
     def active_parameters(self) -> int:
         """Weights that a token goes through."""
-        if self.experts is None:
-            return self.parameters
-        expert = 3 * self.spec.hidden_size * self.experts.intermediate_size * self.spec.num_layers
-        return self.parameters - expert * (self.experts.count - self.experts.per_token)
+        mixtures = [layer.experts for layer in self.spec.layers if layer.experts is not None]
+        idle = sum((one.count - one.experts_per_token) * one.intermediate_size for one in mixtures)
+        return self.parameters - 3 * self.spec.hidden_size * idle
 
     @cached_property
     def other_parameters(self) -> int:
         """Embedding, head, routers, norms and biases, which stay in 16 bits."""
-        spec = self.spec
-        shapes = spec.tensor_shapes()
-        kept = sum(
-            _size(shape)
-            for name, shape in shapes.items()
-            if len(shape) == 1 or name in ("model.embed_tokens.weight", "lm_head.weight")
-        )
-        routers = spec.num_layers * spec.hidden_size * self.experts.count if self.experts else 0
-        return kept + routers
+        return sum(map(_size, self.spec.tensor_shapes().values())) - self.linear_parameters
 
     @property
     def parameters(self) -> int:
@@ -112,21 +95,7 @@ def open_model(model: str) -> PlannedModel:
 
 
 def _of_config(name: str, served: str, config: Mapping[str, Any]) -> PlannedModel:
-    experts = None
-    kind = config.get("model_type")
-    spec_config = config
-    if kind in _DENSE_FAMILY:
-        family, class_name = _DENSE_FAMILY[kind]
-        fields = Fields(config)
-        count = "num_local_experts" if kind == "mixtral" else "num_experts"
-        width = "intermediate_size" if kind == "mixtral" else "moe_intermediate_size"
-        experts = Experts(
-            count=fields.integer(count),
-            per_token=fields.integer("num_experts_per_tok"),
-            intermediate_size=fields.integer(width),
-        )
-        spec_config = {**config, "model_type": family, "architectures": [class_name]}
-    return PlannedModel(name, served, model_spec(spec_config), experts, stored_precision(config))
+    return PlannedModel(name, served, model_spec(config), stored_precision(config))
 
 
 def _of_checkpoint(model: str) -> PlannedModel:
@@ -135,16 +104,15 @@ def _of_checkpoint(model: str) -> PlannedModel:
     checkpoint = open_checkpoint(model)
     infos = checkpoint.tensors.infos
     shapes = checkpoint.spec.tensor_shapes()
-    kept = ("model.embed_tokens.weight", "lm_head.weight")
-    linears = [name for name, shape in shapes.items() if len(shape) == 2 and name not in kept]
+    linears = [name for name, shape in shapes.items() if len(shape) == 2 and name not in _KEPT]
     bits = 8 * sum(infos[name].num_bytes for name in linears) / sum(_size(shapes[name]) for name in linears)
-    head = infos[kept[0]]
+    head = infos[_KEPT[0]]
     stored = Precision(
         name="gguf",
         weight_bits=bits,
-        head_bits=8 * head.num_bytes / _size(shapes[kept[0]]),
+        head_bits=8 * head.num_bytes / _size(shapes[_KEPT[0]]),
     )
-    return PlannedModel(checkpoint.name, model, checkpoint.spec, None, stored)
+    return PlannedModel(checkpoint.name, model, checkpoint.spec, stored)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "active_parameters": model.active_parameters,
         "layers": spec.num_layers,
         "load": {
-            "description": load.traffic.describe(),
+            "description": load.description,
             "rate_rps": load.rate,
             "mean_input_tokens": rounded(load.mean_input),
             "mean_output_tokens": rounded(load.mean_output),

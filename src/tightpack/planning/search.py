@@ -25,9 +25,9 @@ from tightpack.simulated.virtual_clock import VirtualClock
 
 # Of chunked prefill, which needs no deadlines to be told, first where both are as good.
 POLICIES = ("chunked-prefill", "slo", "continuous")
-# How many settled candidates are wanted, and how many output tokens may be simulated for them: about half a
-# minute on one core. The cheapest is settled first.
-_WANTED, _MOST_TOKENS = 8, 2_500_000
+# How many settled candidates are wanted, and how many output tokens may be simulated for those that follow
+# the cheapest: about a quarter of a minute on one core.
+_WANTED, _MOST_TOKENS = 8, 2_000_000
 # Replicas beyond so many times the bound: what fails there fails for another reason than load.
 _MOST_TIMES = 16
 
@@ -99,6 +99,11 @@ class _Entry:
         return price * replicas, devices, self.deployment.kl
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """Entries of equal keys come out alike at their next try."""
+        return self.deployment.pace, self.deployment.cache_tokens, self.policy, self.next
+
+    @property
     def next(self) -> int:
         if self.high is not None:
             return (self.low + 1 + self.high.replicas) // 2
@@ -116,7 +121,7 @@ def search(
     most_tokens: int = _MOST_TOKENS,
     on_progress: Callable[[float, str], None] = lambda share, words: None,
 ) -> Found:
-    """Prune, then simulate until the cheapest is settled, then the cheapest of each precision, then others.
+    """Prune, then simulate until the cheapest is settled, that of each precision and device, and others.
 
     on_progress: the share of the work that is done at most, and what is being simulated.
     """
@@ -130,10 +135,11 @@ def search(
         bound = fewest_replicas(deployment, load)
         entries += [_Entry(deployment, policy, bound, bound - 1) for policy in policies]
     run = _Search(entries, load, max_replicas, most_tokens, on_progress)
-    run.settle(lambda entry: True)
-    for name in dict.fromkeys(entry.deployment.weights.name for entry in entries):
-        if not any(one.deployment.weights.name == name for one in run.settled):
-            run.settle(lambda entry, name=name: entry.deployment.weights.name == name)  # type: ignore[misc]
+    run.settle(lambda entry: True, at_any_cost=True)
+    for of in (_precision, _device):
+        for name in dict.fromkeys(of(entry.deployment) for entry in entries):
+            if not any(of(one.deployment) == name for one in run.settled):
+                run.settle_where(of, name)
     while len(run.settled) < _WANTED and run.settle(lambda entry: True):
         pass
     found.settled = _with_front(sorted(run.settled, key=_order))
@@ -205,14 +211,14 @@ class _Search:
     def unsettled(self) -> int:
         return len(self._queue)
 
-    def settle(self, wanted: Callable[[_Entry], bool]) -> bool:
+    def settle(self, wanted: Callable[[_Entry], bool], *, at_any_cost: bool = False) -> bool:
         """Simulate the cheapest of the wanted entries until one is settled. False where none will be."""
         aside = []
         done = False
-        while self._queue and self._tokens < self._most_tokens and not done:
+        while self._queue and not done:
             item = heapq.heappop(self._queue)
             entry = item[2]
-            if not wanted(entry):
+            if not wanted(entry) or not (at_any_cost or self._affords(entry)):
                 aside.append(item)
                 continue
             if entry.settled:
@@ -224,6 +230,9 @@ class _Search:
         for item in aside:
             heapq.heappush(self._queue, item)
         return done
+
+    def settle_where(self, of: Callable[[Deployment], str], name: str) -> bool:
+        return self.settle(lambda entry: of(entry.deployment) == name)
 
     def _try(self, entry: _Entry) -> None:
         replicas = entry.next
@@ -240,10 +249,12 @@ class _Search:
         else:
             self._file(entry)
 
+    def _affords(self, entry: _Entry) -> bool:
+        return self._tokens < self._most_tokens or entry.settled or entry.key in self._known
+
     def _simulate(self, entry: _Entry, replicas: int) -> Candidate:
         """Once for all deployments of equal pace, such as fp8 and int8 (W8A8) on most GPUs."""
-        deployment = entry.deployment
-        key = (deployment.pace, deployment.cache_tokens, entry.policy, replicas)
+        deployment, key = entry.deployment, entry.key
         known = self._known.get(key)
         if known is not None:
             return replace(known, deployment=deployment)
@@ -256,6 +267,14 @@ class _Search:
     def _file(self, entry: _Entry) -> None:
         if self._max_replicas is None or entry.low < self._max_replicas:
             heapq.heappush(self._queue, (entry.cost, next(self._ages), entry))
+
+
+def _precision(deployment: Deployment) -> str:
+    return deployment.weights.name
+
+
+def _device(deployment: Deployment) -> str:
+    return deployment.hardware
 
 
 def _probe(deployment: Deployment, policy: str, limits: SchedulerLimits, load: Load, rate: float) -> Probe:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tightpack.architectures.model_spec import ModelSpec
+from tightpack.architectures.model_spec import ExpertsSpec, ModelSpec
 from tightpack.requests.arguments import strict_keywords
 from tightpack.scheduling.plan import StepPlan
 from tightpack.simulated.hardware import Hardware, Precision
@@ -44,25 +44,6 @@ class Efficiency:
             raise ValueError(f"overhead_s must be 0 or more seconds, got {self.overhead_s}")
 
 
-@strict_keywords
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experts:
-    """A mixture of experts in place of each layer's MLP (Shazeer et al. 2017): every token goes through
-    `per_token` of `count` gated MLPs of `intermediate_size` columns. The router is left out, under 0.1 %."""
-
-    count: int
-    per_token: int
-    intermediate_size: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.per_token <= self.count or self.intermediate_size < 1:
-            raise ValueError(f"a token cannot go through {self.per_token} of {self.count} experts")
-
-    def touched(self, tokens: int) -> float:
-        """Experts that at least one of `tokens` goes through, on average, when all are as likely."""
-        return self.count * (1 - (1 - self.per_token / self.count) ** tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class _Linear:
     """One device's part of a linear: inputs * outputs weights."""
@@ -70,6 +51,24 @@ class _Linear:
     inputs: int
     outputs: int
     weight_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Mlp:
+    """One device's part of a gated MLP, or of each of `count` experts, of which a token goes through some."""
+
+    gate_up: _Linear
+    down: _Linear
+    count: int = 1
+    per_token: int = 1
+
+    @property
+    def weight_bytes(self) -> float:
+        return self.count * (self.gate_up.weight_bytes + self.down.weight_bytes)
+
+    def touched(self, tokens: int) -> float:
+        """Experts that at least one of `tokens` goes through, on average, when all are as likely."""
+        return self.count * (1 - (1 - self.per_token / self.count) ** tokens)
 
 
 class RooflineCostModel:
@@ -90,11 +89,8 @@ class RooflineCostModel:
         *,
         tensor_parallel_size: int = 1,
         efficiency: Efficiency | None = None,
-        experts: Experts | None = None,
     ) -> None:
-        """experts: in place of the MLP that `spec` describes, whose columns are `intermediate_size`."""
         self.spec = spec
-        self.experts = experts
         self.hardware = hardware
         self.precision = precision or Precision()
         self.tensor_parallel_size = tensor_parallel_size
@@ -105,23 +101,19 @@ class RooflineCostModel:
         self._kv_heads = max(1, spec.num_kv_heads // size)
         self._heads = spec.num_heads // size
         qkv_outputs = (self._heads + 2 * self._kv_heads) * spec.head_dim
-        inner = (experts.intermediate_size if experts else spec.intermediate_size) // size
         self._attention_linears = (
             self._linear(spec.hidden_size, qkv_outputs),
             self._linear(self._heads * spec.head_dim, spec.hidden_size),
         )
-        # Of one expert where there are several.
-        self._mlp_linears = (
-            self._linear(spec.hidden_size, 2 * inner),
-            self._linear(inner, spec.hidden_size),
-        )
+        kinds = Counter(layer.experts for layer in spec.layers)
+        self._mlps = tuple((self._mlp(experts), layers) for experts, layers in kinds.items())
         vocabulary = -(-spec.vocab_size // size)
         head_bytes = spec.hidden_size * vocabulary * self.precision.head_bits / 8
         self._head = _Linear(spec.hidden_size, vocabulary, head_bytes)
         self._windows = tuple(Counter(layer.window for layer in spec.layers).items())
         # Two norms read and write the residual stream; the gated activation reads two vectors, writes one.
-        mlps = experts.per_token if experts else 1
-        self._between_bytes = (6 * spec.hidden_size + 3 * inner * mlps) * _ACTIVATION_BYTES
+        widths = sum(layers * mlp.per_token * mlp.down.inputs for mlp, layers in self._mlps)
+        self._between_bytes = (6 * spec.num_layers * spec.hidden_size + 3 * widths) * _ACTIVATION_BYTES
         self._linear_rate = hardware.rates[self.precision.arithmetic] * self.efficiency.linear
         self._head_rate = hardware.rates["bf16"] * self.efficiency.linear
         self._attention_rate = hardware.rates["bf16"] * self.efficiency.attention
@@ -146,9 +138,8 @@ class RooflineCostModel:
         less than 0.1 %."""
         matrices = 1 if self.spec.tied_embeddings else 2
         attention = sum(linear.weight_bytes for linear in self._attention_linears)
-        mlp = sum(linear.weight_bytes for linear in self._mlp_linears)
-        layer = attention + mlp * (self.experts.count if self.experts else 1)
-        return self.spec.num_layers * layer + matrices * self._head.weight_bytes
+        mlps = sum(layers * mlp.weight_bytes for mlp, layers in self._mlps)
+        return self.spec.num_layers * attention + mlps + matrices * self._head.weight_bytes
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -181,14 +172,14 @@ class RooflineCostModel:
         layers, tokens = self.spec.num_layers, first.tokens
         kv_written = tokens * self.kv_bytes_per_token
         seconds = {
-            "linears": layers * self._layer_linears(tokens),
+            "linears": self._linears(tokens),
             "decode_attention": math.fsum(
                 count * self._decode_attention(work[window]) for window, count in self._windows
             ),
             "prompt_attention": math.fsum(
                 count * self._prompt_attention(work[window]) for window, count in self._windows
             ),
-            "between": (layers * tokens * self._between_bytes + kv_written) / self._bandwidth,
+            "between": (tokens * self._between_bytes + kv_written) / self._bandwidth,
             "all_reduce": 2 * layers * self._all_reduce(tokens),
             "overhead": self.efficiency.overhead_s,
         }
@@ -203,14 +194,21 @@ class RooflineCostModel:
     def _linear(self, inputs: int, outputs: int) -> _Linear:
         return _Linear(inputs, outputs, inputs * outputs * self.precision.weight_bits / 8)
 
-    def _layer_linears(self, tokens: int) -> float:
+    def _mlp(self, experts: ExpertsSpec | None) -> _Mlp:
+        hidden, size = self.spec.hidden_size, self.tensor_parallel_size
+        inner = (experts.intermediate_size if experts else self.spec.intermediate_size) // size
+        linears = self._linear(hidden, 2 * inner), self._linear(inner, hidden)
+        return _Mlp(*linears, experts.count, experts.experts_per_token) if experts else _Mlp(*linears)
+
+    def _linears(self, tokens: int) -> float:
+        """Those of all layers."""
         attention = math.fsum(self._linear_seconds(one, tokens) for one in self._attention_linears)
-        if self.experts is None:
-            return attention + math.fsum(self._linear_seconds(one, tokens) for one in self._mlp_linears)
-        touched, rows = self.experts.touched(tokens), tokens * self.experts.per_token
-        return attention + math.fsum(
-            self._linear_seconds(one, rows, None, touched) for one in self._mlp_linears
-        )
+        seconds = self.spec.num_layers * attention
+        for mlp, layers in self._mlps:
+            rows, touched = tokens * mlp.per_token, mlp.touched(tokens)
+            seconds += layers * self._linear_seconds(mlp.gate_up, rows, matrices=touched)
+            seconds += layers * self._linear_seconds(mlp.down, rows, matrices=touched)
+        return seconds
 
     def _linear_seconds(
         self, linear: _Linear, rows: int, rate: float | None = None, matrices: float = 1
@@ -251,8 +249,12 @@ class RooflineCostModel:
             )
         if size < 1:
             raise ValueError(f"tensor_parallel_size must be at least 1, got {size}")
-        columns = self.experts.intermediate_size if self.experts else spec.intermediate_size
-        for what, count in (("attention heads", spec.num_heads), ("MLP columns", columns)):
+        columns = {
+            e.intermediate_size if e else spec.intermediate_size
+            for e in {layer.experts for layer in spec.layers}
+        }
+        divided = [("attention heads", spec.num_heads), *(("MLP columns", width) for width in columns)]
+        for what, count in divided:
             if count % size:
                 raise ValueError(f"tensor_parallel_size={size} does not divide {count} {what}")
         if spec.num_kv_heads % size and size % spec.num_kv_heads:

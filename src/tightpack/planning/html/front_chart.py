@@ -45,7 +45,7 @@ def front_chart(
     if limit is not None:
         x = xs(limit[0])
         parts.append(tag("line", x1=x, x2=x, y1=_TOP, y2=bottom, class_="target"))
-        parts.append(label(x - 6, _TOP + 12, limit[1], "end", "note"))
+        parts.append(label(x - 6, bottom - 8, limit[1], "end", "note"))
     parts.append(_steps(front(marks), xs, ys))
     parts += [_mark(mark, xs, ys) for mark in sorted(marks, key=lambda one: one.best)]
     return chart(width, height, f"{title} against {x_title}", *parts)

@@ -1,4 +1,4 @@
-"""A plan as one self-contained page: what fits, the best, the Pareto front, and where the numbers come from."""
+"""A plan as one self-contained page: what fits, the best, the Pareto front, where the numbers come from."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _tiles(plan: Record) -> str:
         return tag("p", text(words))
     price = best["usd_per_million_output_tokens"]
     hourly = best["usd_per_hour"]
-    tiles = [_tile("The cheapest that keeps the promise", _devices(best), "", _kind(best))]
+    tiles = [_tile("The cheapest in time", str(_num_devices(best)), f"x {best['hardware']}", _kind(best))]
     if price is not None:
         tiles.append(_tile("A million output tokens", f"{price:.2f}", "USD", f"{hourly:.2f} USD an hour"))
     tiles.append(
@@ -97,8 +97,11 @@ def _tile(what: str, figure: str, unit: str, who: str) -> str:
 
 
 def _devices(one: Record) -> str:
-    count = one["replicas"] * one["tensor_parallel_size"]
-    return f"{count} x {one['hardware']}"
+    return f"{_num_devices(one)} x {one['hardware']}"
+
+
+def _num_devices(one: Record) -> int:
+    return int(one["replicas"] * one["tensor_parallel_size"])
 
 
 def _kind(one: Record) -> str:
@@ -114,7 +117,7 @@ def _commands(plan: Record) -> str:
         return ""
     lines = [line for line in (best["prepare_command"], best["serve_command"]) if line]
     about = "Each replica is started so." if best["replicas"] > 1 else "It is started so."
-    return section("Serve it", about, tag("pre", text("\n".join(lines))))
+    return section("Serve it", about, tag("pre", text("\n".join(lines)), style="white-space:pre-wrap"))
 
 
 def _front(plan: Record) -> str:
@@ -150,8 +153,8 @@ def _front(plan: Record) -> str:
     key = legend([(name, f"{_COLOURS.get(name, _OTHER_COLOUR)} fill") for name in names])
     return section(
         "What quality and latency cost",
-        "Every point keeps the promise; down and to the left is better. Along the dashed line less divergence, or"
-        " a faster answer, is only to be had for more money. The best is ringed.",
+        "Every point keeps the promise; down and to the left is better. Along the dashed line less"
+        " divergence, or a faster answer, is only to be had for more money. The best is ringed.",
         tag("div", *charts, class_="row"),
         key,
     )
@@ -219,7 +222,7 @@ def _candidates(plan: Record) -> str:
         return ""
     return section(
         "Candidates",
-        "Cheapest first. On the front are those that no other beats in price, divergence and latency together.",
+        "Cheapest first. On the front: beaten by no other in price, divergence and latency together.",
         _table(titles, rows),
     )
 
@@ -247,8 +250,8 @@ def _fits(plan: Record) -> str:
     table = tag("details", tag("summary", f"All {len(rows)} combinations"), _table(titles, rows))
     return section(
         "Will it fit",
-        f"The fewest devices of one machine that hold the weights and a request of {context:,} tokens, and what"
-        " their cache holds then.",
+        f"The fewest devices of one machine that hold the weights and a request of {context:,} tokens, and"
+        " what their cache holds then.",
         table,
     )
 
@@ -289,8 +292,8 @@ def _sources(plan: Record) -> str:
         return ""
     return section(
         "Where the numbers come from",
-        "Step times are a roofline over data sheets, with the shares of their rates that kernels reach; prices are"
-        " editable defaults. Both are named here.",
+        "Step times are a roofline over data sheets, with the shares of their rates that kernels reach;"
+        " prices are editable defaults. Both are named here.",
         _table(("Device", "USD/hour", "Price", "Data sheet"), rows),
     )
 
