@@ -7,8 +7,8 @@
         --guesses simulated.json --segments 1 --minutes 25
 
 Capacity is the largest rate at which 99 % of the requests with targets meet them, no request waits over 12 s
-for its first token, and 90 % of the tokens of requests without targets are served. Results are written as they
-come; the same command with --resume goes on where it was cut off.
+for its first token, and 90 % of the tokens of requests without targets are served. Results are written as
+they come; the same command with --resume goes on where it was cut off.
 """
 
 from __future__ import annotations

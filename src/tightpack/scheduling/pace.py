@@ -82,7 +82,8 @@ class Pace:
 
     def seconds(self, standing: Standing) -> float:
         """What the rest of a prompt adds to the steps that compute it."""
-        return self.model.prompt_seconds(standing.first_pending, standing.num_pending)
+        first = standing.first_pending
+        return self.model.prompt_seconds(first, len(standing.request.token_ids) - first)
 
     def finish(self, now: float, work_s: float) -> float:
         """When prompts of `work_s` seconds will be done."""

@@ -90,7 +90,7 @@ class SloPolicy(PolicyBase):
         self._order.promote(now, self._num_prompt_tokens)
         self._num_prompt_tokens = 0
         if prompts or self._queues.waiting:
-            self._order.triage(prompts, now, self._tightest_ttft)
+            self._order.triage(prompts, now)
             self._place_prompts(step, prompts)
         plan = step.plan()
         for request in plan.evicted:
