@@ -112,7 +112,13 @@ class Machine:
     ) -> None:
         self._make_loop = make_loop
         self._setting = setting
-        self.cost = cost
+        self._cost = cost
+
+    def ceiling(self, shapes: Sequence[RequestShape]) -> float | None:
+        """Requests a second beyond which no policy can be; None where nothing foretells it."""
+        if self._cost is None:
+            return None
+        return compute_ceiling(self._cost, [(one.input_len, one.output_len) for one in shapes])
 
     def target(self, variant: str) -> tuple[str, InProcess]:
         policy, _, budget = variant.partition(":")
@@ -175,10 +181,7 @@ def measure(
         return probe_rate(target, policy, workload, rate, LEVEL)
 
     found = find_capacity(variant, probe, guess, resolution=setting.resolution, step=STEP)
-    ceiling = None
-    if machine.cost is not None:
-        lengths = [(one.input_len, one.output_len) for one in setting.shapes(mix, segment, setting.requests)]
-        ceiling = compute_ceiling(machine.cost, lengths)
+    ceiling = machine.ceiling(setting.shapes(mix, segment, setting.requests))
     return {"mix": mix, "variant": variant, "segment": segment, "ceiling": ceiling, **_figures(found)}
 
 
@@ -208,19 +211,22 @@ def _figures(found: Capacity) -> dict[str, Any]:
 
 
 def measure_segments(
-    setting: Setting, mix: str, variant: str, todo: Sequence[int], guess: float | None
-) -> list[dict[str, Any]]:
-    """Those of one variant, in a process of its own; each guess is the share that the last one reached."""
-    cells: list[dict[str, Any]] = []
+    setting: Setting, mix: str, variant: str, todo: Sequence[int], keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """Those of one variant; each search begins at the share of the ceiling that the last one reached."""
     with opened(setting) as (machine, _):
-        if machine.cost is None:
-            raise ValueError("only simulations run side by side")
-        share = guess or FIRST_GUESS.get(variant, USUAL_GUESS)
+        share = FIRST_GUESS.get(variant, USUAL_GUESS)
         for segment in todo:
-            shapes = setting.shapes(mix, segment, setting.requests)
-            ceiling = compute_ceiling(machine.cost, [(one.input_len, one.output_len) for one in shapes])
-            cells.append(measure(machine, setting, mix, variant, segment, share * ceiling))
-            share = cells[-1]["rate"] / ceiling or share
+            ceiling = machine.ceiling(setting.shapes(mix, segment, setting.requests))
+            cell = measure(machine, setting, mix, variant, segment, share * (ceiling or 1.0))
+            share = cell["rate"] / (ceiling or 1.0) or share
+            keep(cell)
+
+
+def _measured_apart(setting: Setting, mix: str, variant: str, todo: Sequence[int]) -> list[dict[str, Any]]:
+    """In a process of its own."""
+    cells: list[dict[str, Any]] = []
+    measure_segments(setting, mix, variant, todo, cells.append)
     return cells
 
 
@@ -257,14 +263,18 @@ class Results:
 def run_simulated(
     setting: Setting, variants: Sequence[str], mixes: Sequence[str], results: Results, jobs: int
 ) -> None:
+    tasks = [
+        (mix, variant, todo)
+        for variant in variants
+        for mix in mixes
+        if (todo := [n for n in range(len(setting.segments)) if not results.has(mix, variant, n)])
+    ]
+    if jobs == 1:
+        for mix, variant, todo in tasks:
+            measure_segments(setting, mix, variant, todo, lambda cell: results.add([cell]))
+        return
     with ProcessPoolExecutor(jobs) as pool:
-        tasks = []
-        for variant in variants:
-            for mix in mixes:
-                todo = [n for n in range(len(setting.segments)) if not results.has(mix, variant, n)]
-                if todo:
-                    tasks.append(pool.submit(measure_segments, setting, mix, variant, todo, None))
-        for task in as_completed(tasks):
+        for task in as_completed([pool.submit(_measured_apart, setting, *task) for task in tasks]):
             results.add(task.result())
 
 
