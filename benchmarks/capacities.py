@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tightpack.benchmarking.capacity import Capacity, Probe, find_capacity, probe_rate, requests_for
+from tightpack.benchmarking.comparison import warm_up
 from tightpack.benchmarking.manifest import manifest
 from tightpack.benchmarking.target import InProcess
 from tightpack.benchmarking.trace import read_trace
@@ -58,7 +59,14 @@ FIRST_GUESS = {"static": 0.02, "dynamic": 0.1, "continuous": 0.5, "chunked-prefi
 FIRST_GUESS |= {"chunked-prefill:256": 0.4, "chunked-prefill:512": 0.65}
 USUAL_GUESS, STEP = 0.85, 1.1
 
+# Requests a second, where a real machine's search begins without a simulation that says more.
+USUAL_RATE = 2.0
+
 LEVEL = ServiceLevel()
+
+
+class TimeUpError(Exception):
+    """No further rate is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +178,21 @@ def opened(setting: Setting) -> Iterator[tuple[Machine, dict[str, Any]]]:
 
 
 def measure(
-    machine: Machine, setting: Setting, mix: str, variant: str, segment: int, guess: float
+    machine: Machine,
+    setting: Setting,
+    mix: str,
+    variant: str,
+    segment: int,
+    guess: float,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """One cell: the capacity of a variant on a segment of a mix, and what it was like there."""
     policy, target = machine.target(variant)
     vocabulary = tuple(range(1000, 30_000))
 
     def probe(rate: float) -> Probe:
+        if time.monotonic() > until:
+            raise TimeUpError
         workload = setting.workload(mix, segment, rate, vocabulary)
         return probe_rate(target, policy, workload, rate, LEVEL)
 
@@ -279,6 +295,7 @@ def run_simulated(
 
 
 def run_real(
+    machine: Machine,
     setting: Setting,
     variants: Sequence[str],
     mixes: Sequence[str],
@@ -286,18 +303,17 @@ def run_real(
     guesses: Sequence[Mapping[str, Any]],
     until: float,
 ) -> None:
-    """One cell after the other, each beginning at what was foretold; stops when the time is up."""
-    with opened(setting) as (machine, _):
-        for segment in range(len(setting.segments)):
-            for mix in mixes:
-                for variant in variants:
-                    if results.has(mix, variant, segment):
-                        continue
-                    if time.monotonic() > until:
-                        print("the time is up; --resume goes on", file=sys.stderr)
-                        return
-                    guess = _predicted(guesses, mix, variant) or 2.0
-                    results.add([measure(machine, setting, mix, variant, segment, guess)])
+    """One cell after the other, each beginning at what was foretold. Raises TimeUpError in the midst of one."""
+    vocabulary = range(1000, 30_000)
+    for segment in range(len(setting.segments)):
+        for mix in mixes:
+            for variant in variants:
+                if results.has(mix, variant, segment):
+                    continue
+                policy, target = machine.target(variant)
+                warm_up(target, policy, setting.workload(mix, segment, 1.0, vocabulary))
+                guess = _predicted(guesses, mix, variant) or USUAL_RATE
+                results.add([measure(machine, setting, mix, variant, segment, guess, until)])
 
 
 def _predicted(cells: Sequence[Mapping[str, Any]], mix: str, variant: str) -> float | None:
@@ -337,7 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=float, default=0.02)
     parser.add_argument("--jobs", type=int, default=1, help="simulations side by side")
     parser.add_argument("--guesses", type=Path, help="an earlier result that says where to begin")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no search after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="of a real run: try no further rate after so long"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what OUT.json holds, and add to it")
     options = parser.parse_args(arguments)
     setting = Setting(
@@ -355,23 +373,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     until = time.monotonic() + 60 * options.minutes
     described = {**asdict(setting), "trace": options.trace.name}
-    if setting.simulate is not None:
-        with opened(setting) as (_, about):
-            pass
-    else:
-        about = {"model": setting.engine, "label": "this machine", "where": "local", "executor": {}}
-    head = {
-        **manifest(**about, arguments=described),
-        "setting": described,
-        "service_level": asdict(LEVEL),
-        "mixes": {name: {one.name: share for one, share in mix.items()} for name, mix in MIXES.items()},
-    }
-    results = Results(options.output, head, resume=options.resume)
-    if setting.simulate is not None:
-        run_simulated(setting, options.variants, options.mixes, results, options.jobs)
-        return 0
     guesses = json.loads(options.guesses.read_text(encoding="utf-8"))["cells"] if options.guesses else []
-    run_real(setting, options.variants, options.mixes, results, guesses, until)
+    with opened(setting) as (machine, about):
+        head = {
+            **manifest(**about, arguments=described),
+            "setting": described,
+            "service_level": asdict(LEVEL),
+            "mixes": {name: {one.name: share for one, share in mix.items()} for name, mix in MIXES.items()},
+        }
+        results = Results(options.output, head, resume=options.resume)
+        if setting.simulate is not None:
+            run_simulated(setting, options.variants, options.mixes, results, options.jobs)
+            return 0
+        try:
+            run_real(machine, setting, options.variants, options.mixes, results, guesses, until)
+        except TimeUpError:
+            print("the time is up; --resume goes on", file=sys.stderr)
     return 0
 
 
