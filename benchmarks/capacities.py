@@ -303,7 +303,7 @@ def run_real(
     guesses: Sequence[Mapping[str, Any]],
     until: float,
 ) -> None:
-    """One cell after the other, each beginning at what was foretold. Raises TimeUpError in the midst of one."""
+    """One cell after the other, each beginning at what was foretold. TimeUpError ends it anywhere."""
     vocabulary = range(1000, 30_000)
     for segment in range(len(setting.segments)):
         for mix in mixes:
