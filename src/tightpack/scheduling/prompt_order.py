@@ -11,7 +11,7 @@ from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadli
 from tightpack.scheduling.triage import left_out
 
 # Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
-_TRIAGE_EVERY = 0.02
+_TRIAGE_EVERY = 0.03
 
 
 class PromptOrder:
@@ -62,19 +62,26 @@ class PromptOrder:
         self._next_triage = now + _TRIAGE_EVERY
         pace = self._pace
         at_stake = [s for s in under_way if Tier.CHOSEN <= s.tier <= Tier.LATE]
-        soonest = now + pace.fixed_s
+        soonest, stretch = now + pace.fixed_s, pace.stretch
+        prompt_seconds = pace.model.prompt_seconds
         needs: dict[Standing, float] = {}  # of those who may still make it
         for standing in chain(self.line.unsettled(), at_stake):
             if standing.first_token_time is not None:
                 continue  # it decoded before it was preempted: its place is in front
-            seconds = pace.seconds(standing)
+            request = standing.request  # `pace.seconds`, written out: hundreds may stand here
+            first = standing.num_cached if standing.waiting else request.num_computed_tokens
+            seconds = prompt_seconds(first, len(request.token_ids) - first)
             if soonest + seconds > standing.deadline:
                 self._set_tier(standing, Tier.LATE)
             else:
                 needs[standing] = seconds
-        out = left_out(sorted(needs, key=by_deadline), needs.__getitem__, lambda work: pace.finish(now, work))
+        out = left_out(
+            sorted(needs, key=by_deadline), needs.__getitem__, lambda work: soonest + work * stretch
+        )
         for standing in needs:
-            self._set_tier(standing, Tier.LEFT_OUT if standing in out else Tier.CHOSEN)
+            tier = Tier.LEFT_OUT if standing in out else Tier.CHOSEN
+            if standing.tier is not tier:
+                self._set_tier(standing, tier)
 
     def _set_tier(self, standing: Standing, tier: Tier) -> None:
         if standing.waiting:
