@@ -1,6 +1,6 @@
 """The capacity of every policy on segments of a trace: simulated, or for real on this machine.
 
-    python benchmarks/capacities.py TRACE.csv OUT.json --simulate h100:benchmarks/models/llama-3.1-8b.json \\
+    python benchmarks/capacities.py TRACE.csv OUT.json --simulate h100:llama-3.1-8b \\
         --quantization fp8 --kv-cache-dtype fp8
     python benchmarks/capacities.py TRACE.csv OUT.json --simulate smollm2.cost.json --max-model-len 2048
     python benchmarks/capacities.py TRACE.csv OUT.json --engine smollm2-135m --max-model-len 2048 \\

@@ -98,10 +98,9 @@ def render(found: Capacities, default: str, source: str, plot: str) -> str:
     lengths = "" if setting["max_model_len"] >= 8192 else " with lengths scaled to it"
     segments, context = len(setting["segments"]), setting["max_model_len"]
     weights, kv_cache = setting["quantization"] or "as stored", setting["kv_cache_dtype"]
-    model = report["model"].removesuffix(".json").rsplit("/")[-1]
     lines = [
-        f"{model}, {weights}, KV cache {kv_cache}, on {where}; {segments} segments of {setting['requests']}"
-        f" requests of {setting['trace']}, a context of {context} tokens{lengths}, up to"
+        f"{report['model']}, {weights}, KV cache {kv_cache}, on {where}; {segments} segments of"
+        f" {setting['requests']} requests of {setting['trace']}, a context of {context} tokens{lengths}, up to"
         f" {setting['max_num_seqs']} requests at once"
         f" ({report['date'][:10]}, [data]({source}), [plot]({plot})).",
     ]
