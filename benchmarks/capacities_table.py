@@ -100,8 +100,8 @@ def render(found: Capacities, default: str, source: str, plot: str) -> str:
     weights, kv_cache = setting["quantization"] or "as stored", setting["kv_cache_dtype"]
     lines = [
         f"{report['model']}, {weights}, KV cache {kv_cache}, on {where}; {segments} segments of"
-        f" {setting['requests']} requests of {setting['trace']}, a context of {context} tokens{lengths}, up to"
-        f" {setting['max_num_seqs']} requests at once"
+        f" {setting['requests']} requests of {setting['trace']}, a context of {context} tokens{lengths},"
+        f" up to {setting['max_num_seqs']} requests at once"
         f" ({report['date'][:10]}, [data]({source}), [plot]({plot})).",
     ]
     for mix in found.mixes:
