@@ -117,8 +117,8 @@ SimulateOption = Annotated[
     str | None,
     _simulation(
         "Everything on a virtual clock: a device by its data sheet and a model by name or config.json"
-        " (8xh100:… for eight that share each layer; --quantization and --kv-cache-dtype as usual), or a file that"
-        " `tightpack calibrate-cost` wrote.",
+        " (8xh100:… for eight that share each layer; --quantization and --kv-cache-dtype as usual), or a"
+        " file that `tightpack calibrate-cost` wrote.",
         metavar="DEVICE:MODEL|FILE",
     ),
 ]
