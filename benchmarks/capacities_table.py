@@ -189,16 +189,17 @@ def draw(found: Capacities) -> str:
     for mix, ceiling in zip(found.mixes, ceilings, strict=True):
         variants = found.variants(mix)
         bottom = top + TITLE + len(variants) * (BAR + GAP)
-        parts.append(f'<text class="title" x="{LEFT}" y="{top + 20:.0f}">{escape(mix)}</text>')
+        parts.append(
+            f'<text x="{LEFT}" y="{top + 20:.0f}"><tspan class="title">{escape(mix)}</tspan>'
+            f'<tspan class="small" dx="10">{f"ceiling {ceiling:.3g}, dashed" if ceiling else ""}</tspan></text>'
+        )
         for row, variant in enumerate(variants):
             parts += _bar(found.rate(mix, variant), variant, top + TITLE + row * (BAR + GAP), scale)
         if ceiling:
             x = LEFT + ceiling * scale
-            parts += [
-                f'<line class="ceiling" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 30:.0f}" y2="{bottom:.0f}"/>',
-                f'<text class="small" text-anchor="end" x="{x:.1f}" y="{top + 22:.0f}">'
-                f"ceiling {ceiling:.3g}</text>",
-            ]
+            parts.append(
+                f'<line class="ceiling" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 30:.0f}" y2="{bottom:.0f}"/>'
+            )
         top = bottom + 12
     parts.append(
         f'<text class="small" x="{LEFT}" y="{top + 8:.0f}">capacity, requests/s (bars: means over the'
