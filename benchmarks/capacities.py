@@ -1,14 +1,14 @@
 """The capacity of every policy on segments of a trace: simulated, or for real on this machine.
 
-    python benchmarks/capacities.py TRACE.csv OUT.json --simulate h100:benchmarks/models/llama-3.1-8b.json \\
+    python benchmarks/capacities.py TRACE.csv OUT.json --simulate h100:llama-3.1-8b \\
         --quantization fp8 --kv-cache-dtype fp8
     python benchmarks/capacities.py TRACE.csv OUT.json --simulate smollm2.cost.json --max-model-len 2048
     python benchmarks/capacities.py TRACE.csv OUT.json --engine smollm2-135m --max-model-len 2048 \\
         --guesses simulated.json --segments 1 --minutes 25
 
 Capacity is the largest rate at which 99 % of the requests with targets meet them, no request waits over 12 s
-for its first token, and 90 % of the tokens of requests without targets are served. Results are written as they
-come; the same command with --resume goes on where it was cut off.
+for its first token, and 90 % of the tokens of requests without targets are served. Results are written as
+they come; the same command with --resume goes on where it was cut off.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tightpack.benchmarking.capacity import Capacity, Probe, find_capacity, probe_rate, requests_for
+from tightpack.benchmarking.comparison import warm_up
 from tightpack.benchmarking.manifest import manifest
 from tightpack.benchmarking.target import InProcess
 from tightpack.benchmarking.trace import read_trace
@@ -58,7 +59,14 @@ FIRST_GUESS = {"static": 0.02, "dynamic": 0.1, "continuous": 0.5, "chunked-prefi
 FIRST_GUESS |= {"chunked-prefill:256": 0.4, "chunked-prefill:512": 0.65}
 USUAL_GUESS, STEP = 0.85, 1.1
 
+# Requests a second, where a real machine's search begins without a simulation that says more.
+USUAL_RATE = 2.0
+
 LEVEL = ServiceLevel()
+
+
+class TimeUpError(Exception):
+    """No further rate is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,13 @@ class Machine:
     ) -> None:
         self._make_loop = make_loop
         self._setting = setting
-        self.cost = cost
+        self._cost = cost
+
+    def ceiling(self, shapes: Sequence[RequestShape]) -> float | None:
+        """Requests a second beyond which no policy can be; None where nothing foretells it."""
+        if self._cost is None:
+            return None
+        return compute_ceiling(self._cost, [(one.input_len, one.output_len) for one in shapes])
 
     def target(self, variant: str) -> tuple[str, InProcess]:
         policy, _, budget = variant.partition(":")
@@ -164,21 +178,26 @@ def opened(setting: Setting) -> Iterator[tuple[Machine, dict[str, Any]]]:
 
 
 def measure(
-    machine: Machine, setting: Setting, mix: str, variant: str, segment: int, guess: float
+    machine: Machine,
+    setting: Setting,
+    mix: str,
+    variant: str,
+    segment: int,
+    guess: float,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """One cell: the capacity of a variant on a segment of a mix, and what it was like there."""
     policy, target = machine.target(variant)
     vocabulary = tuple(range(1000, 30_000))
 
     def probe(rate: float) -> Probe:
+        if time.monotonic() > until:
+            raise TimeUpError
         workload = setting.workload(mix, segment, rate, vocabulary)
         return probe_rate(target, policy, workload, rate, LEVEL)
 
     found = find_capacity(variant, probe, guess, resolution=setting.resolution, step=STEP)
-    ceiling = None
-    if machine.cost is not None:
-        lengths = [(one.input_len, one.output_len) for one in setting.shapes(mix, segment, setting.requests)]
-        ceiling = compute_ceiling(machine.cost, lengths)
+    ceiling = machine.ceiling(setting.shapes(mix, segment, setting.requests))
     return {"mix": mix, "variant": variant, "segment": segment, "ceiling": ceiling, **_figures(found)}
 
 
@@ -208,19 +227,22 @@ def _figures(found: Capacity) -> dict[str, Any]:
 
 
 def measure_segments(
-    setting: Setting, mix: str, variant: str, todo: Sequence[int], guess: float | None
-) -> list[dict[str, Any]]:
-    """Those of one variant, in a process of its own; each guess is the share that the last one reached."""
-    cells: list[dict[str, Any]] = []
+    setting: Setting, mix: str, variant: str, todo: Sequence[int], keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """Those of one variant; each search begins at the share of the ceiling that the last one reached."""
     with opened(setting) as (machine, _):
-        if machine.cost is None:
-            raise ValueError("only simulations run side by side")
-        share = guess or FIRST_GUESS.get(variant, USUAL_GUESS)
+        share = FIRST_GUESS.get(variant, USUAL_GUESS)
         for segment in todo:
-            shapes = setting.shapes(mix, segment, setting.requests)
-            ceiling = compute_ceiling(machine.cost, [(one.input_len, one.output_len) for one in shapes])
-            cells.append(measure(machine, setting, mix, variant, segment, share * ceiling))
-            share = cells[-1]["rate"] / ceiling or share
+            ceiling = machine.ceiling(setting.shapes(mix, segment, setting.requests))
+            cell = measure(machine, setting, mix, variant, segment, share * (ceiling or 1.0))
+            share = cell["rate"] / (ceiling or 1.0) or share
+            keep(cell)
+
+
+def _measured_apart(setting: Setting, mix: str, variant: str, todo: Sequence[int]) -> list[dict[str, Any]]:
+    """In a process of its own."""
+    cells: list[dict[str, Any]] = []
+    measure_segments(setting, mix, variant, todo, cells.append)
     return cells
 
 
@@ -257,18 +279,23 @@ class Results:
 def run_simulated(
     setting: Setting, variants: Sequence[str], mixes: Sequence[str], results: Results, jobs: int
 ) -> None:
+    tasks = [
+        (mix, variant, todo)
+        for variant in variants
+        for mix in mixes
+        if (todo := [n for n in range(len(setting.segments)) if not results.has(mix, variant, n)])
+    ]
+    if jobs == 1:
+        for mix, variant, todo in tasks:
+            measure_segments(setting, mix, variant, todo, lambda cell: results.add([cell]))
+        return
     with ProcessPoolExecutor(jobs) as pool:
-        tasks = []
-        for variant in variants:
-            for mix in mixes:
-                todo = [n for n in range(len(setting.segments)) if not results.has(mix, variant, n)]
-                if todo:
-                    tasks.append(pool.submit(measure_segments, setting, mix, variant, todo, None))
-        for task in as_completed(tasks):
+        for task in as_completed([pool.submit(_measured_apart, setting, *task) for task in tasks]):
             results.add(task.result())
 
 
 def run_real(
+    machine: Machine,
     setting: Setting,
     variants: Sequence[str],
     mixes: Sequence[str],
@@ -276,18 +303,17 @@ def run_real(
     guesses: Sequence[Mapping[str, Any]],
     until: float,
 ) -> None:
-    """One cell after the other, each beginning at what was foretold; stops when the time is up."""
-    with opened(setting) as (machine, _):
-        for segment in range(len(setting.segments)):
-            for mix in mixes:
-                for variant in variants:
-                    if results.has(mix, variant, segment):
-                        continue
-                    if time.monotonic() > until:
-                        print("the time is up; --resume goes on", file=sys.stderr)
-                        return
-                    guess = _predicted(guesses, mix, variant) or 2.0
-                    results.add([measure(machine, setting, mix, variant, segment, guess)])
+    """One cell after the other, each beginning at what was foretold. TimeUpError ends it anywhere."""
+    vocabulary = range(1000, 30_000)
+    for segment in range(len(setting.segments)):
+        for mix in mixes:
+            for variant in variants:
+                if results.has(mix, variant, segment):
+                    continue
+                policy, target = machine.target(variant)
+                warm_up(target, policy, setting.workload(mix, segment, 1.0, vocabulary))
+                guess = _predicted(guesses, mix, variant) or USUAL_RATE
+                results.add([measure(machine, setting, mix, variant, segment, guess, until)])
 
 
 def _predicted(cells: Sequence[Mapping[str, Any]], mix: str, variant: str) -> float | None:
@@ -327,7 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=float, default=0.02)
     parser.add_argument("--jobs", type=int, default=1, help="simulations side by side")
     parser.add_argument("--guesses", type=Path, help="an earlier result that says where to begin")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no search after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="of a real run: try no further rate after so long"
+    )
     parser.add_argument("--resume", action="store_true", help="keep what OUT.json holds, and add to it")
     options = parser.parse_args(arguments)
     setting = Setting(
@@ -345,23 +373,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     until = time.monotonic() + 60 * options.minutes
     described = {**asdict(setting), "trace": options.trace.name}
-    if setting.simulate is not None:
-        with opened(setting) as (_, about):
-            pass
-    else:
-        about = {"model": setting.engine, "label": "this machine", "where": "local", "executor": {}}
-    head = {
-        **manifest(**about, arguments=described),
-        "setting": described,
-        "service_level": asdict(LEVEL),
-        "mixes": {name: {one.name: share for one, share in mix.items()} for name, mix in MIXES.items()},
-    }
-    results = Results(options.output, head, resume=options.resume)
-    if setting.simulate is not None:
-        run_simulated(setting, options.variants, options.mixes, results, options.jobs)
-        return 0
     guesses = json.loads(options.guesses.read_text(encoding="utf-8"))["cells"] if options.guesses else []
-    run_real(setting, options.variants, options.mixes, results, guesses, until)
+    with opened(setting) as (machine, about):
+        head = {
+            **manifest(**about, arguments=described),
+            "setting": described,
+            "service_level": asdict(LEVEL),
+            "mixes": {name: {one.name: share for one, share in mix.items()} for name, mix in MIXES.items()},
+        }
+        results = Results(options.output, head, resume=options.resume)
+        if setting.simulate is not None:
+            run_simulated(setting, options.variants, options.mixes, results, options.jobs)
+            return 0
+        try:
+            run_real(machine, setting, options.variants, options.mixes, results, guesses, until)
+        except TimeUpError:
+            print("the time is up; --resume goes on", file=sys.stderr)
     return 0
 
 

@@ -74,11 +74,11 @@ def test_a_device_by_its_data_sheet(config: Path, tmp_path: Path) -> None:
     assert code == 0, shown
     report = json.loads(out.read_text())
     assert report["where"] == "simulated"
-    assert report["executor"]["device"] == "h100"
+    assert report["executor"]["device"] == "h100-sxm"
     assert report["conditions"]["warm_up_requests"] == 0
     assert [run["policy"] for run in report["runs"]] == ["continuous", "slo"]
     assert all(run["completed"] == 40 for run in report["runs"])
-    assert "h100 fp8" in page.read_text()
+    assert "h100-sxm fp8" in page.read_text()
 
 
 def test_the_same_times_to_the_last_bit(config: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_closed_loop_on_several_devices(config: Path) -> None:
         *("--simulate", f"2xh100:{config}", "--requests", "8", "--clients", "2", "--policies", "continuous")
     )
     assert code == 0, shown
-    assert "2 x h100" in shown
+    assert "2 x h100-sxm" in shown
 
 
 def test_what_a_simulation_stands_for(config: Path, cost_file: Path) -> None:
@@ -116,6 +116,8 @@ def test_what_a_simulation_stands_for(config: Path, cost_file: Path) -> None:
     assert narrow.num_blocks > 2 * wide.num_blocks  # half the bytes a position, and more room for them
     assert wide.max_model_len == 131072
     assert read_simulation(f"h100:{config}", max_model_len=4096).max_model_len == 4096
+    assert read_simulation("h100:llama-3.1-8b").num_blocks == wide.num_blocks
+    assert read_simulation("8xh100:mixtral-8x7b").num_blocks > wide.num_blocks
     fitted = read_simulation(str(cost_file))
     assert (fitted.num_blocks, fitted.max_model_len, fitted.device) == (64, 256, "cpu")
 
@@ -123,9 +125,9 @@ def test_what_a_simulation_stands_for(config: Path, cost_file: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--simulate h100", "--simulate takes DEVICE:MODEL, such as h100:config.json"),
+        ("--simulate h100", "--simulate takes DEVICE:MODEL, such as h100:llama-3.1-8b"),
         ("--simulate h10:{config}", "hardware 'h10' is not known; did you mean 'h100'?"),
-        ("--simulate h100:nowhere", "nowhere: no such file or directory"),
+        ("--simulate h100:nowhere", "model 'nowhere' is not known"),
         ("--simulate h100:{config} --quantization awq", "--simulate knows --quantization bf16, fp8"),
         ("--simulate h100:{config} --max-model-len 200000", "beyond the 131072 positions"),
         ("--simulate 3xh100:{config}", "does not divide 32 attention heads"),

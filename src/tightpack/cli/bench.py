@@ -83,7 +83,7 @@ def bench(
 
     Examples: `tightpack bench --requests 64 --mixed --rate 1,2,4 --json run.json --html run.html`;
     `tightpack bench --find-capacity --mixed`; `tightpack bench --url http://127.0.0.1:8000 --clients 8`;
-    `tightpack bench --simulate h100:config.json --quantization fp8 --trace trace.csv --requests 10000`
+    `tightpack bench --simulate h100:llama-3.1-8b --quantization fp8 --trace trace.csv --requests 10000`
     """
     given = locals()
     arguments = {name: _plain(value) for name, value in given.items() if name not in _UNRECORDED}

@@ -116,9 +116,9 @@ RepeatsOption = Annotated[
 SimulateOption = Annotated[
     str | None,
     _simulation(
-        "Everything on a virtual clock: a device by its data sheet and a model by its config.json (8xh100:…"
-        " for eight that share each layer; --quantization and --kv-cache-dtype as usual), or a file that"
-        " `tightpack calibrate-cost` wrote.",
+        "Everything on a virtual clock: a device by its data sheet and a model by name or config.json"
+        " (8xh100:… for eight that share each layer; --quantization and --kv-cache-dtype as usual), or a"
+        " file that `tightpack calibrate-cost` wrote.",
         metavar="DEVICE:MODEL|FILE",
     ),
 ]

@@ -12,10 +12,10 @@ from typing import Any
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.benchmarking.openai_api import ORDINARY_TOKENS
 from tightpack.benchmarking.target import InProcess
-from tightpack.checkpoints.model_config import read_model_spec
 from tightpack.cli.bench_plan import Plan
 from tightpack.cli.bench_target import Opened
 from tightpack.engine_args import EngineArgs, resolve_limits
+from tightpack.planning.models import open_model
 from tightpack.serving_loop.loop import ServingLoop
 from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.cost_model import CostModel
@@ -94,31 +94,32 @@ def read_simulation(
     match = _DEVICES.fullmatch(source)
     if match is None:
         raise ValueError(
-            f"--simulate takes DEVICE:MODEL, such as h100:config.json or 8xh100:config.json, or a file that "
+            f"--simulate takes DEVICE:MODEL, such as h100:llama-3.1-8b or 8xh100:config.json, or a file that "
             f"`tightpack calibrate-cost` wrote; got {source!r}"
         )
     machine = load_catalogue()[match["device"]]
-    name = quantization or "bf16"
-    if name not in PRECISIONS:
-        raise ValueError(f"--simulate knows --quantization {', '.join(PRECISIONS)}; got {name!r}")
+    if quantization is not None and quantization not in PRECISIONS:
+        raise ValueError(f"--simulate knows --quantization {', '.join(PRECISIONS)}; got {quantization!r}")
     if kv_cache_dtype not in _KV_BITS:
         raise ValueError(f"--simulate knows --kv-cache-dtype {', '.join(_KV_BITS)}; got {kv_cache_dtype!r}")
     kv_bits = _KV_BITS[kv_cache_dtype]
-    spec = read_model_spec(match["model"])
+    model = open_model(match["model"])
+    weights = model.stored if quantization is None and model.stored else precision(quantization or "bf16")
     cost_model = RooflineCostModel(
-        spec,
+        model.spec,
         machine,
-        replace(precision(name), kv_bits=kv_bits),
+        replace(weights, kv_bits=kv_bits),
         tensor_parallel_size=int(match["count"] or 1),
+        experts=model.experts,
     )
     num_blocks = cost_model.num_blocks(_BLOCK_SIZE)
     return Simulation(
         cost_model,
-        name=match["model"],
-        label=f"{cost_model.description['device']} {name}",
+        name=model.name,
+        label=f"{cost_model.description['device']} {weights.name}",
         num_blocks=num_blocks,
         block_size=_BLOCK_SIZE,
-        max_model_len=_context(spec, num_blocks, max_model_len),
+        max_model_len=_context(model.spec, num_blocks, max_model_len),
         device="cuda",
     )
 

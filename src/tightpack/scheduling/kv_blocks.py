@@ -105,9 +105,9 @@ class KVBlocks:
     def extend(self, request: Request, num_tokens: int) -> bool:
         """Make room for `num_tokens` positions in all. All or nothing: False when too few blocks are free."""
         table = self._tables[request]
-        num_missing = blocks_for(num_tokens, self.block_size) - len(table.blocks)
-        if num_missing <= 0:
+        if num_tokens <= len(table.blocks) * self.block_size:  # nearly always: a block lasts many steps
             return True
+        num_missing = blocks_for(num_tokens, self.block_size) - len(table.blocks)
         if num_missing > self._pool.num_free:
             return False
         table.blocks += self._pool.take(num_missing)

@@ -41,6 +41,7 @@ class Pace:
     def set(self, decoding: list[Standing], now: float, tightest_ttft: float) -> None:
         """Take the measure of the requests that decode in this step."""
         base, _, _, per_decode, per_position = self.model.coefficients
+        alone = base + per_decode
         context = 0
         longest = _REACTION * tightest_ttft
         tightest = math.inf
@@ -50,14 +51,16 @@ class Pace:
             context += length
             tpot = request.service_class.tpot_s
             # A target that could not be kept alone on this machine binds nobody.
-            if tpot is None or base + per_decode + per_position * length > tpot:
+            if tpot is None or alone + per_position * length > tpot:
                 continue
             if tpot < tightest:
                 tightest = tpot
             first = standing.first_token_time
             if first is not None:
                 slack = first + (length - len(request.prompt_token_ids)) * tpot * _AIM - now
-                longest = min(longest, max(slack, _BEHIND * tpot), _AHEAD * tpot)
+                allowed = min(max(slack, _BEHIND * tpot), _AHEAD * tpot)
+                if allowed < longest:
+                    longest = allowed
         self.fixed_s = base + per_decode * len(decoding) + per_position * context
         self.room_s = max(longest - self.fixed_s, _LEAST_ROOM * self.fixed_s)
         self.tightest_tpot = tightest
@@ -82,7 +85,8 @@ class Pace:
 
     def seconds(self, standing: Standing) -> float:
         """What the rest of a prompt adds to the steps that compute it."""
-        return self.model.prompt_seconds(standing.first_pending, standing.num_pending)
+        first = standing.first_pending
+        return self.model.prompt_seconds(first, len(standing.request.token_ids) - first)
 
     def finish(self, now: float, work_s: float) -> float:
         """When prompts of `work_s` seconds will be done."""

@@ -7,13 +7,11 @@ from itertools import chain
 
 from tightpack.scheduling.fair_share import FairShares
 from tightpack.scheduling.pace import Pace
-from tightpack.scheduling.standing import Standing, Tier, WaitingLine
+from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadline
 from tightpack.scheduling.triage import left_out
 
 # Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
-_TRIAGE_EVERY = 0.02
-# Prompts aim to be done before their deadline by this share of the tightest TTFT target.
-_MARGIN = 0.05
+_TRIAGE_EVERY = 0.03
 
 
 class PromptOrder:
@@ -53,26 +51,37 @@ class PromptOrder:
         for standing in self._shares.due(now, num_prompt_tokens):
             self._set_tier(standing, Tier.PROMOTED)
 
-    def triage(self, under_way: list[Standing], now: float, tightest_ttft: float) -> None:
-        """Find out anew whose deadlines can be made: those of the line, and of prompts under way."""
+    def triage(self, under_way: list[Standing], now: float) -> None:
+        """Find out anew whose deadlines can be made: those of the line, and of prompts under way.
+
+        No margin is left: who is given up for lost but would have been in time has lost more than who hopes
+        in vain, since it goes behind everybody else.
+        """
         if now < self._next_triage:
             return
         self._next_triage = now + _TRIAGE_EVERY
         pace = self._pace
         at_stake = [s for s in under_way if Tier.CHOSEN <= s.tier <= Tier.LATE]
-        hopeful = []
+        soonest, stretch = now + pace.fixed_s, pace.stretch
+        prompt_seconds = pace.model.prompt_seconds
+        needs: dict[Standing, float] = {}  # of those who may still make it
         for standing in chain(self.line.unsettled(), at_stake):
             if standing.first_token_time is not None:
                 continue  # it decoded before it was preempted: its place is in front
-            if now + pace.fixed_s + pace.seconds(standing) > standing.deadline:
+            request = standing.request  # `pace.seconds`, written out: hundreds may stand here
+            first = standing.num_cached if standing.waiting else request.num_computed_tokens
+            seconds = prompt_seconds(first, len(request.token_ids) - first)
+            if soonest + seconds > standing.deadline:
                 self._set_tier(standing, Tier.LATE)
             else:
-                hopeful.append(standing)
-        hopeful.sort(key=lambda standing: standing.order[1:])
-        margin = _MARGIN * tightest_ttft
-        out = left_out(hopeful, pace.seconds, lambda work: pace.finish(now, work) + margin)
-        for standing in hopeful:
-            self._set_tier(standing, Tier.LEFT_OUT if standing in out else Tier.CHOSEN)
+                needs[standing] = seconds
+        out = left_out(
+            sorted(needs, key=by_deadline), needs.__getitem__, lambda work: soonest + work * stretch
+        )
+        for standing in needs:
+            tier = Tier.LEFT_OUT if standing in out else Tier.CHOSEN
+            if standing.tier is not tier:
+                self._set_tier(standing, tier)
 
     def _set_tier(self, standing: Standing, tier: Tier) -> None:
         if standing.waiting:

@@ -85,12 +85,12 @@ class SloPolicy(PolicyBase):
         decoding, prompts = self._running(now)
         self._pace.set(decoding, now, self._tightest_ttft)
         for standing in decoding:
-            if not step.lost(standing.request):
+            if not (step.num_lost and step.lost(standing.request)):
                 step.compute(standing.request, 1)
         self._order.promote(now, self._num_prompt_tokens)
         self._num_prompt_tokens = 0
         if prompts or self._queues.waiting:
-            self._order.triage(prompts, now, self._tightest_ttft)
+            self._order.triage(prompts, now)
             self._place_prompts(step, prompts)
         plan = step.plan()
         for request in plan.evicted:
@@ -213,10 +213,12 @@ class SloPolicy(PolicyBase):
         excess: seconds that the decodes must save.
         """
         running = self._queues.running
+        untimed = [r for r in running if self._standings[r].tier is Tier.UNTIMED]
+        if not untimed:
+            return False
         slots = len(running) + 1 - self.limits.max_num_seqs
         blocks = blocks_for(len(request.token_ids), self.limits.block_size) + len(running)
         blocks -= self._blocks.num_free
-        untimed = [r for r in running if self._standings[r].tier is Tier.UNTIMED]
         untimed.sort(key=lambda r: (r.num_pending_tokens == 1, r.num_computed_tokens), reverse=True)
         victims: list[Request] = []
         while slots > len(victims) or blocks > 0 or excess > 0:

@@ -66,7 +66,7 @@ class Standing:
         return self.tier, self.deadline, self.age
 
 
-_by_deadline = attrgetter("deadline", "age")
+by_deadline = attrgetter("deadline", "age")
 
 
 class WaitingLine:
@@ -89,11 +89,11 @@ class WaitingLine:
         return tuple(self._tiers[tier])
 
     def add(self, standing: Standing) -> None:
-        insort(self._tiers[standing.tier], standing, key=_by_deadline)
+        insort(self._tiers[standing.tier], standing, key=by_deadline)
 
     def discard(self, standing: Standing) -> None:
         tier = self._tiers[standing.tier]
-        place = bisect_left(tier, _by_deadline(standing), key=_by_deadline)
+        place = bisect_left(tier, by_deadline(standing), key=by_deadline)
         del tier[place]
 
     def move(self, standing: Standing, tier: Tier) -> None:

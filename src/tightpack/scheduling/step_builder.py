@@ -42,14 +42,15 @@ class StepBuilder:
 
     def compute(self, request: Request, num_tokens: int) -> None:
         """Place a running request's next tokens, preempting for blocks whom it takes, maybe itself."""
-        end = request.num_computed_tokens + num_tokens
-        while not self._blocks.extend(request, end):
+        first = request.num_computed_tokens
+        while not self._blocks.extend(request, first + num_tokens):
             self._ran_short = True
             victim = self._cheapest_victim()
             self.preempt(victim)
             if victim is request:
                 return
-        self._place(request, num_tokens)
+        self._chunks[request] = Chunk(request, first, num_tokens, self._blocks.block_table(request))
+        self.tokens_left -= num_tokens
 
     def compute_all_running(self) -> None:
         """Place all that is pending of each running request: one token, or a prompt whose step failed."""
@@ -61,7 +62,7 @@ class StepBuilder:
         """Start a waiting request with as many tokens as are left, or with all (`whole`) or none."""
         if self.tokens_left == 0 or not self.start(request, max_tokens=self.tokens_left if whole else None):
             return False
-        self._place(request, min(request.num_pending_tokens, self.tokens_left))
+        self.compute(request, min(request.num_pending_tokens, self.tokens_left))
         return True
 
     def start(self, request: Request, *, max_tokens: int | None = None) -> bool:
@@ -102,6 +103,11 @@ class StepBuilder:
     def is_empty(self) -> bool:
         return not self._chunks
 
+    @property
+    def num_lost(self) -> int:
+        """How many requests lost their blocks in this step."""
+        return len(self._evicted)
+
     def lost(self, request: Request) -> bool:
         """Whether it lost its blocks in this step."""
         return request in self._evicted
@@ -109,11 +115,6 @@ class StepBuilder:
     def plan(self) -> StepPlan:
         """What was placed."""
         return StepPlan(tuple(self._chunks.values()), tuple(self._evicted))
-
-    def _place(self, request: Request, num_tokens: int) -> None:
-        table = self._blocks.block_table(request)
-        self._chunks[request] = Chunk(request, request.num_computed_tokens, num_tokens, table)
-        self.tokens_left -= num_tokens
 
     def _cheapest_victim(self) -> Request:
         """Whose rank is highest, of them who loses the least work, of them the youngest.

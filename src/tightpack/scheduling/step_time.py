@@ -115,7 +115,7 @@ class StepTimeModel:
     def prompt_seconds(self, first_token: int, num_tokens: int) -> float:
         """What a prompt's tokens add to the steps that compute them."""
         _, token, pair, _, _ = self._coefficients
-        return token * num_tokens + pair * pairs(first_token, num_tokens)
+        return num_tokens * (token + pair * (first_token + 0.5 * (num_tokens + 1)))
 
     def observe(self, load: StepLoad, elapsed_s: float) -> None:
         """Learn from a step that took `elapsed_s`; a time of 0 or less teaches nothing."""
