@@ -29,7 +29,9 @@ constexpr std::int64_t rows_to_share_freely = 32;
 // Rounded rows of this many tokens, and what becomes of them, stay in a core's cache while weights pass.
 constexpr std::int64_t rows_at_a_time = 256;
 constexpr std::int64_t pieces_a_thread = 8;
-constexpr std::int64_t most_panels_a_piece = 16;
+constexpr std::int64_t most_panels_a_piece = 18;
+// Panels that the kernels' tiles are wide.
+constexpr std::int64_t tile_panels = 3;
 
 }  // namespace
 
@@ -142,7 +144,8 @@ void Linear::run(ThreadTeam::Member& member, StepState& state) const {
     }
     const std::int64_t row_pieces = (count + rows_at_a_time - 1) / rows_at_a_time;
     const std::int64_t fair = row_pieces * panels / (pieces_a_thread * member.count());
-    const std::int64_t a_piece = std::clamp<std::int64_t>(fair / 2 * 2, 2, most_panels_a_piece);
+    const std::int64_t a_piece =
+        std::clamp<std::int64_t>(fair / tile_panels * tile_panels, tile_panels, most_panels_a_piece);
     const std::int64_t panel_pieces = (panels + a_piece - 1) / a_piece;
     for (;;) {
         const std::int64_t piece = state.taken[index].fetch_add(1, std::memory_order_relaxed);
