@@ -6,21 +6,10 @@
 namespace tightpack {
 namespace {
 
-struct Range {
-    std::int64_t first;
-    std::int64_t last;
-};
-
 // The thread's share of `count` neighbouring pieces; the first thread has the larger ones.
-Range share(std::int64_t count, const ThreadTeam::Member& member) {
+RowRange share(std::int64_t count, const ThreadTeam::Member& member) {
     const std::int64_t threads = member.count(), index = member.index();
     return {(count * index + threads - 1) / threads, (count * (index + 1) + threads - 1) / threads};
-}
-
-// The rows that the thread rounds.
-Range rows_to_make(const StepState& state, RowSet set, const ThreadTeam::Member& member) {
-    const std::int64_t count = state.of(set).count;
-    return state.single_row() ? Range{0, count} : share(count, member);
 }
 
 // From so many rows on, a thread that is held up leaves the rest to the others. Below, each has its share of
@@ -29,12 +18,18 @@ constexpr std::int64_t rows_to_share_freely = 32;
 // Rounded rows of this many tokens, and what becomes of them, stay in a core's cache while weights pass.
 constexpr std::int64_t rows_at_a_time = 256;
 constexpr std::int64_t pieces_a_thread = 8;
-constexpr std::int64_t most_panels_a_piece = 16;
+constexpr std::int64_t most_panels_a_piece = 18;
+// Panels that the kernels' tiles are wide.
+constexpr std::int64_t tile_panels = 3;
 
 }  // namespace
 
-void Embed::run(ThreadTeam::Member& member, StepState& state) const {
-    const Range mine = share(state.of(set).count, member);
+void RowOperation::run(ThreadTeam::Member& member, StepState& state) const {
+    const std::int64_t count = state.of(set).count;
+    run_rows(makes_rows() && state.single_row() ? RowRange{0, count} : share(count, member), member, state);
+}
+
+void Embed::run_rows(RowRange mine, ThreadTeam::Member&, StepState& state) const {
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         float* out = state.row(residual, row);
         state.kernels.unpack_output(*table, state.token_ids[row], out);
@@ -46,11 +41,10 @@ std::vector<Access> Embed::accesses() const {
     return {{.value = residual, .writes = true, .by_rows = true}};
 }
 
-void Norm::run(ThreadTeam::Member& member, StepState& state) const {
+void Norm::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const Rows& rows = state.rows(out, member);
     float* normed = state.own_scratch(member);
     const auto width = static_cast<std::int64_t>(weight.size());
-    const Range mine = rows_to_make(state, set, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         if (!state.kernels.row.norm(state.row(residual, row), weight.data(), eps, width, normed)) {
             state.fail(set, row);
@@ -63,9 +57,8 @@ std::vector<Access> Norm::accesses() const {
     return {{.value = residual, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
 }
 
-void Quantize::run(ThreadTeam::Member& member, StepState& state) const {
+void Quantize::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const Rows& rows = state.rows(out, member);
-    const Range mine = rows_to_make(state, set, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         const float* x = state.row(in, row);
         if (!state.kernels.row.is_finite(x, rows.format.width)) state.fail(set, row);
@@ -77,12 +70,11 @@ std::vector<Access> Quantize::accesses() const {
     return {{.value = in, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
 }
 
-void Gate::run(ThreadTeam::Member& member, StepState& state) const {
+void Gate::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const Rows& rows = state.rows(out, member);
     const RowKernels& kernels = state.kernels.row;
     const auto gated = activation == Activation::silu ? kernels.silu_gate : kernels.gelu_tanh_gate;
     float* product = state.own_scratch(member);
-    const Range mine = rows_to_make(state, set, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         const float* gate = state.row(in, row);
         if (!gated(gate, gate + width, width, product)) state.fail(set, row);
@@ -94,10 +86,9 @@ std::vector<Access> Gate::accesses() const {
     return {{.value = in, .by_rows = true}, {.value = out, .writes = true, .by_rows = true}};
 }
 
-void NormAdd::run(ThreadTeam::Member& member, StepState& state) const {
+void NormAdd::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     float* normed = state.own_scratch(member);
     const auto width = static_cast<std::int64_t>(weight.size());
-    const Range mine = share(state.of(set).count, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         if (!state.kernels.row.norm(state.row(in, row), weight.data(), eps, width, normed))
             state.fail(set, row);
@@ -109,22 +100,14 @@ std::vector<Access> NormAdd::accesses() const {
     return {{.value = in, .by_rows = true}, {.value = residual, .writes = true, .by_rows = true}};
 }
 
-void Linear::compute(const Rows& rows, const LinearOutput& output, const KernelTable& kernels,
-                     std::int64_t first_row, std::int64_t last_row, std::int64_t first_panel,
-                     std::int64_t last_panel) const {
-    if (first_row == last_row || first_panel == last_panel) return;
-    kernels.linear(*weight, rows, first_row, last_row, first_panel, last_panel, output);
-    if (softcap == 0) return;
-    const std::int64_t first = first_panel * PackedLinear::panel;
-    const std::int64_t last = std::min(last_panel * PackedLinear::panel, last_output);
-    for (std::int64_t row = first_row; row < last_row; ++row) {
-        kernels.row.softcap(softcap, last - first, output.values + row * output.stride + first);
-    }
+Linear::Panels Linear::panels() const {
+    return {first_output / PackedLinear::panel,
+            (last_output + PackedLinear::panel - 1) / PackedLinear::panel};
 }
 
-void Linear::run(ThreadTeam::Member& member, StepState& state) const {
-    const std::int64_t count = state.of(set).count;
-    const Rows& rows = state.rows(in, member);
+void Linear::compute(RowRange rows, Panels some, const ThreadTeam::Member& member,
+                     const StepState& state) const {
+    if (rows.first == rows.last || some.first == some.last) return;
     // The kernel counts columns from output 0 of the weight, whichever part of it is computed.
     const LinearOutput output{
         .values = (out ? state.storage.fp32(*out) : state.logits) + (first_column - first_output),
@@ -132,25 +115,41 @@ void Linear::run(ThreadTeam::Member& member, StepState& state) const {
         .accumulate = accumulate,
         .bias = bias.empty() ? nullptr : bias.data(),
     };
-    const std::int64_t first_panel = first_output / PackedLinear::panel;
-    const std::int64_t last_panel = (last_output + PackedLinear::panel - 1) / PackedLinear::panel;
-    const std::int64_t panels = last_panel - first_panel;
+    state.kernels.linear(*weight, state.rows(in, member), rows.first, rows.last, some.first, some.last,
+                         output);
+    if (softcap == 0) return;
+    const std::int64_t first = some.first * PackedLinear::panel;
+    const std::int64_t last = std::min(some.last * PackedLinear::panel, last_output);
+    for (std::int64_t row = rows.first; row < rows.last; ++row) {
+        state.kernels.row.softcap(softcap, last - first, output.values + row * output.stride + first);
+    }
+}
+
+void Linear::run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const {
+    compute(rows, panels(), member, state);
+}
+
+void Linear::run(ThreadTeam::Member& member, StepState& state) const {
+    const std::int64_t count = state.of(set).count;
+    const Panels all = panels();
+    const std::int64_t num_panels = all.last - all.first;
     if (count < rows_to_share_freely) {
-        const Range mine = share(panels, member);
-        compute(rows, output, state.kernels, 0, count, first_panel + mine.first, first_panel + mine.last);
+        const RowRange mine = share(num_panels, member);
+        compute({0, count}, {all.first + mine.first, all.first + mine.last}, member, state);
         return;
     }
     const std::int64_t row_pieces = (count + rows_at_a_time - 1) / rows_at_a_time;
-    const std::int64_t fair = row_pieces * panels / (pieces_a_thread * member.count());
-    const std::int64_t a_piece = std::clamp<std::int64_t>(fair / 2 * 2, 2, most_panels_a_piece);
-    const std::int64_t panel_pieces = (panels + a_piece - 1) / a_piece;
+    const std::int64_t fair = row_pieces * num_panels / (pieces_a_thread * member.count());
+    const std::int64_t a_piece =
+        std::clamp<std::int64_t>(fair / tile_panels * tile_panels, tile_panels, most_panels_a_piece);
+    const std::int64_t panel_pieces = (num_panels + a_piece - 1) / a_piece;
     for (;;) {
         const std::int64_t piece = state.taken[index].fetch_add(1, std::memory_order_relaxed);
         if (piece >= row_pieces * panel_pieces) return;
         const std::int64_t row = piece / panel_pieces * rows_at_a_time;
-        const std::int64_t panel = first_panel + piece % panel_pieces * a_piece;
-        compute(rows, output, state.kernels, row, std::min(row + rows_at_a_time, count), panel,
-                std::min(panel + a_piece, last_panel));
+        const std::int64_t panel = all.first + piece % panel_pieces * a_piece;
+        compute({row, std::min(row + rows_at_a_time, count)}, {panel, std::min(panel + a_piece, all.last)},
+                member, state);
     }
 }
 
@@ -163,9 +162,8 @@ std::vector<Access> Linear::accesses() const {
     return all;
 }
 
-void Store::run(ThreadTeam::Member& member, StepState& state) const {
+void Store::run_rows(RowRange mine, ThreadTeam::Member&, StepState& state) const {
     const StepState::RowsOf& rows = state.of(set);
-    const Range mine = share(rows.count, member);
     const std::int64_t width = state.storage.shape(in).width;
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         if (!state.kernels.row.is_finite(state.row(in, row), width)) state.fail(set, row);
@@ -202,7 +200,7 @@ std::vector<Access> Attend::accesses() const {
 }
 
 void KeepWantedRows::run(ThreadTeam::Member& member, StepState& state) const {
-    const Range mine = share(state.wanted.count, member);
+    const RowRange mine = share(state.wanted.count, member);
     const auto bytes = static_cast<std::size_t>(state.storage.shape(out).width) * sizeof(float);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         const std::int32_t from = state.wanted.step_rows[static_cast<std::size_t>(row)];

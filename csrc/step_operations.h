@@ -90,72 +90,88 @@ class Operation {
     // Makes rows from values and nothing else, so that threads can each do it for themselves.
     virtual bool makes_rows() const { return false; }
 
+    // Whether a row of what it makes needs no other row of what it reads, so that a RowOperation it is.
+    virtual bool row_by_row() const { return false; }
+
     RowSet set = RowSet::all;
     std::size_t index = 0;  // in its program
 };
 
+struct RowRange {
+    std::int64_t first;
+    std::int64_t last;
+};
+
+// An operation that one thread can do for some rows, all by itself.
+class RowOperation : public Operation {
+  public:
+    virtual void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const = 0;
+    void run(ThreadTeam::Member& member, StepState& state) const override;
+    bool row_by_row() const final { return true; }
+};
+
 // The residual stream becomes the tokens' embeddings.
-struct Embed final : Operation {
+struct Embed final : RowOperation {
     int residual = 0;
     const PackedLinear* table = nullptr;
     float scale = 1;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "embed"; }
 };
 
 // RMSNorm and rounding.
-struct Norm final : Operation {
+struct Norm final : RowOperation {
     int residual = 0;
     int out = 0;
     std::vector<float> weight;
     float eps = 0;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "norm"; }
     bool makes_rows() const override { return true; }
 };
 
 // Rounding alone.
-struct Quantize final : Operation {
+struct Quantize final : RowOperation {
     int in = 0;
     int out = 0;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "quantize"; }
     bool makes_rows() const override { return true; }
 };
 
 // activation(gate) * up and rounding.
-struct Gate final : Operation {
+struct Gate final : RowOperation {
     enum class Activation { silu, gelu_tanh };
     int in = 0;
     int out = 0;
     Activation activation = Activation::silu;
     std::int64_t width = 0;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "gate"; }
     bool makes_rows() const override { return true; }
 };
 
 // The residual stream += the norm of values.
-struct NormAdd final : Operation {
+struct NormAdd final : RowOperation {
     int residual = 0;
     int in = 0;
     std::vector<float> weight;
     float eps = 0;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "norm_add"; }
 };
 
-struct Linear final : Operation {
+struct Linear final : RowOperation {
     int in = 0;
     const PackedLinear* weight = nullptr;
     std::vector<float> bias;  // or none
@@ -168,17 +184,21 @@ struct Linear final : Operation {
     std::string name;
 
     void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return name; }
 
   private:
-    void compute(const Rows& rows, const LinearOutput& output, const KernelTable& kernels,
-                 std::int64_t first_row, std::int64_t last_row, std::int64_t first_panel,
-                 std::int64_t last_panel) const;
+    struct Panels {
+        std::int64_t first;
+        std::int64_t last;
+    };
+    Panels panels() const;
+    void compute(RowRange rows, Panels some, const ThreadTeam::Member& member, const StepState& state) const;
 };
 
 // Rotation and the cache: queries, keys and values, or some of them.
-struct Store final : Operation {
+struct Store final : RowOperation {
     int in = 0;
     std::optional<int> queries;
     std::optional<std::int64_t> layer;  // none: no keys and values
@@ -189,7 +209,7 @@ struct Store final : Operation {
     std::vector<float> key_norm;
     float eps = 0;
 
-    void run(ThreadTeam::Member& member, StepState& state) const override;
+    void run_rows(RowRange rows, ThreadTeam::Member& member, StepState& state) const override;
     std::vector<Access> accesses() const override;
     std::string_view kind() const override { return "rotate_and_store"; }
 };

@@ -359,8 +359,9 @@ std::vector<std::string> StepProgram::operations() const {
 }
 
 int StepProgram::num_barriers(std::int64_t rows) const {
-    const std::vector<std::uint8_t>& before = rows == 1 ? single_row_barriers_ : barriers_;
-    return static_cast<int>(std::ranges::count(before, 1));
+    int count = 0;
+    for (std::size_t i = 0; i < operations_.size(); ++i) count += waits_before(i, rows);
+    return count;
 }
 
 std::map<std::string, double, std::less<>> StepProgram::profile() {

@@ -112,7 +112,13 @@ class StepProgram {
 
     void prepare(const Step& step, KVCache& cache);
     void check(const Step& step, const KVCache& cache) const;
+    // Whether the operation is one of those that a thread does for a stretch of a step's rows at a time, and
+    // whether threads wait for each other before it.
+    bool in_stretches(std::size_t operation, std::int64_t rows) const;
+    bool waits_before(std::size_t operation, std::int64_t rows) const;
     void replay(ThreadTeam::Member& member);
+    void replay_stretches(std::size_t first, std::size_t last, ThreadTeam::Member& member,
+                          const std::function<void(std::size_t)>& charge);
     std::vector<std::uint8_t> verdicts(const Step& step, KVCache& cache) const;
 
     const std::shared_ptr<ThreadTeam> team_;

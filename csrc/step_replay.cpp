@@ -31,6 +31,20 @@ Chunk chunk_at(std::span<const std::int32_t> chunks, std::size_t index) {
     return {fields[0], fields[1], fields[2]};
 }
 
+// From so many rows a thread on, what lies between two attentions is done for a stretch of rows at a time, by
+// one thread from one end to the other: what an operation makes is still in the core's own cache when the
+// next one reads it, and nobody waits for anybody. With fewer, a thread had too few rows for all the weights
+// it reads.
+constexpr std::int64_t rows_a_thread = 64;
+constexpr std::int64_t most_rows_a_stretch = 128;
+
+// Rows of a stretch, so that threads have equally many; whole tiles.
+std::int64_t rows_a_stretch(std::int64_t rows, std::int64_t threads) {
+    const std::int64_t rounds = (rows + threads * most_rows_a_stretch - 1) / (threads * most_rows_a_stretch);
+    const std::int64_t stretches = rounds * threads, tile = 8;
+    return ((rows + stretches - 1) / stretches + tile - 1) / tile * tile;
+}
+
 class Exclusive {
   public:
     explicit Exclusive(std::atomic<bool>& flag) : flag_(flag) {
@@ -166,8 +180,20 @@ void StepProgram::prepare(const Step& step, KVCache& cache) {
     state_.logits = logits_->as<float>();
 }
 
+bool StepProgram::in_stretches(std::size_t operation, std::int64_t rows) const {
+    const Operation& of = *operations_[operation];
+    return rows >= rows_a_thread * team_->count() && of.row_by_row() && of.set == RowSet::all;
+}
+
+bool StepProgram::waits_before(std::size_t operation, std::int64_t rows) const {
+    if (operation == 0) return false;
+    const bool now = in_stretches(operation, rows), before = in_stretches(operation - 1, rows);
+    if (now || before) return now != before;
+    return (rows == 1 ? single_row_barriers_ : barriers_)[operation] != 0;
+}
+
 void StepProgram::replay(ThreadTeam::Member& member) {
-    const std::vector<std::uint8_t>& before = state_.single_row() ? single_row_barriers_ : barriers_;
+    const std::int64_t rows = state_.all.count;
     const bool clocked = timed_ && member.index() == 0;
     double since = clocked ? now() : 0;
     const auto charge = [&](std::size_t operation) {
@@ -176,16 +202,37 @@ void StepProgram::replay(ThreadTeam::Member& member) {
         seconds_[operation] += time - since;
         since = time;
     };
-    for (std::size_t i = 0; i < operations_.size(); ++i) {
+    for (std::size_t i = 0; i < operations_.size();) {
         const Operation& operation = *operations_[i];
         if (state_.of(operation.set).count == 0) break;  // no logits are wanted
         if (i > 0) {
-            if (before[i]) member.barrier();
+            if (waits_before(i, rows)) member.barrier();
             charge(i - 1);  // with the wait for those that were slower
         }
-        operation.run(member, state_);
+        const std::size_t first = i;
+        while (i < operations_.size() && in_stretches(i, rows)) ++i;
+        if (i > first) {
+            replay_stretches(first, i, member, charge);
+        } else {
+            operation.run(member, state_);
+            ++i;
+        }
     }
     charge(operations_.size() - 1);
+}
+
+void StepProgram::replay_stretches(std::size_t first, std::size_t last, ThreadTeam::Member& member,
+                                   const std::function<void(std::size_t)>& charge) {
+    const std::int64_t rows = state_.all.count, stretch = rows_a_stretch(rows, member.count());
+    for (;;) {
+        const std::int64_t row = state_.taken[first].fetch_add(1, std::memory_order_relaxed) * stretch;
+        if (row >= rows) return;
+        for (std::size_t i = first; i < last; ++i) {
+            const auto& operation = static_cast<const RowOperation&>(*operations_[i]);
+            operation.run_rows({row, std::min(row + stretch, rows)}, member, state_);
+            charge(i);
+        }
+    }
 }
 
 std::vector<std::uint8_t> StepProgram::verdicts(const Step& step, KVCache& cache) const {

@@ -158,14 +158,14 @@ void test_program(InstructionSet set) {
         const std::unique_ptr<StepProgram> program = model.record(threads, set);
         KVCacheShape shape;
         shape.num_layers = 2;
-        shape.num_blocks = 8;
+        shape.num_blocks = 12;
         shape.num_kv_heads = Model::kv_heads;
         shape.head_dim = Model::dim;
         KVCache cache(shape);
         std::vector<float> all;
         const auto run = [&](const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& chunks,
-                             const std::vector<std::int32_t>& wanted) {
-            const std::vector<std::int32_t> blocks{3, 1, 5, 0};
+                             const std::vector<std::int32_t>& wanted,
+                             const std::vector<std::int32_t>& blocks = {3, 1, 5, 0}) {
             const auto result = program->run({tokens, chunks, blocks, wanted}, cache);
             const float* logits = result.logits->as<float>();
             all.insert(all.end(), logits, logits + static_cast<std::int64_t>(wanted.size()) * Model::tokens);
@@ -177,6 +177,11 @@ void test_program(InstructionSet set) {
         run({4, 5, 6}, {2, 30, 3, 1, 10, 1}, {1, 2});
         run({9}, {1, 32, 4}, {0});
         run({8}, {1, 33, 4}, {});
+        // So many that each thread takes stretches of rows.
+        std::vector<std::int32_t> many(192), everywhere(12);
+        for (std::size_t i = 0; i < many.size(); ++i) many[i] = static_cast<std::int32_t>(i * 11 % 50);
+        std::iota(everywhere.begin(), everywhere.end(), 0);
+        run(many, {64, 0, 4, 64, 0, 4, 64, 0, 4}, {0, 63, 64, 191}, everywhere);
         if (threads == 1) expected = all;
         check(all == expected, "logits of " + std::string(name(set)) + " on " + std::to_string(threads) +
                                    " threads as on one");

@@ -137,6 +137,7 @@ int main() {
     for (const int bits : {4, 8}) {
         for (const int offsets : {0, 1, 2}) {
             test_integers(bits, 35, 128, 64, offsets);
+            test_integers(bits, 35, 160, 32, offsets);  // four groups at a time, and one more
             test_integers(bits, 5, 40, 40, offsets);
         }
     }

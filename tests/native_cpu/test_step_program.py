@@ -360,6 +360,24 @@ def test_same_bits_in_any_batch(instruction_set: str, data: st.DataObject) -> No
             done[i] += size
 
 
+@every_set
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_where_a_thread_takes_stretches_of_rows(instruction_set: str, threads: int) -> None:
+    prompts = [prompt(60, seed) for seed in range(5)]
+    program = programs(instruction_set, threads)
+    found, finite = program.run(
+        np.concatenate(prompts),
+        int32([[60, 0, 4]] * 5),
+        np.arange(20, dtype=np.int32),
+        np.arange(300, dtype=np.int32),
+        make_cache(20),
+    )
+    assert finite.all()
+    # With four threads 60 rows are too few for stretches.
+    alone = [run_alone(programs(instruction_set, 4), tokens) for tokens in prompts]
+    np.testing.assert_array_equal(found, np.concatenate(alone))
+
+
 @cache
 def programs(instruction_set: str, threads: int) -> _native.Program:
     return model_program(threads, instruction_set)
@@ -422,6 +440,10 @@ def test_threads_wait_as_seldom_as_the_data_allow() -> None:
     assert program.num_barriers(8) == LAYERS * per_layer + 3
     # norm, qkv | rotate | attention | quantize, output | norm, gate_up | gate, down |
     assert program.num_barriers(1) == LAYERS * 6 + 3
+    # From 64 rows a thread on, one thread does all between two attentions, as far as wanted rows are kept:
+    # embed .. rotate | attention | quantize .. store | keep_wanted_rows, norm | queries | rotate | ...
+    assert program.num_barriers(127) == program.num_barriers(8)
+    assert program.num_barriers(128) == (LAYERS - 1) * 2 + 1 + per_layer + 1
     assert len(program.operations) == LAYERS * per_layer + 7
 
 
