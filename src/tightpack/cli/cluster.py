@@ -66,14 +66,10 @@ def cluster(
             flush=True,
         )
 
-    run_cluster(
-        parsed,
-        sock,
-        api_key=api_key,
-        access_log=log_level == "debug",
-        on_ready=on_ready,
-        on_drain=on_drain,
-    )
+    try:
+        run_cluster(parsed, sock, api_key=api_key, log_level=log_level, on_ready=on_ready, on_drain=on_drain)
+    except RuntimeError as error:
+        raise ValueError(f"the cluster cannot start: {error}") from error
 
 
 def require_ray(who: str) -> None:

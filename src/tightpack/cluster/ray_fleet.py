@@ -16,6 +16,8 @@ from tightpack.cluster.ray_replica import Directory, ServingReplica, engine_keyw
 
 # Seconds between Ray's looks at a replica. One that has died is noticed at once; this is for one that hangs.
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
+# A model that cannot be loaded is not loaded for ever.
+_MOST_STARTS = 3
 # What ending takes beyond draining.
 _CLOSING_S = 10.0
 
@@ -23,8 +25,10 @@ _CLOSING_S = 10.0
 class RayFleet:
     """Implements `fleet.Fleet`. `start` and `stop` block; the rest is for the router's event loop."""
 
-    def __init__(self, config: ClusterConfig, key: str) -> None:
+    def __init__(self, config: ClusterConfig, key: str, *, show_logs: bool = False) -> None:
+        """show_logs: print what the replicas log, as Ray forwards it."""
         self._config = config
+        self._show_logs = show_logs
         self._key = key
         self._local = config.ray.address is None
         self._directory: Any = None
@@ -41,11 +45,12 @@ class RayFleet:
                 num_gpus=None if gpus else 0,
                 include_dashboard=False,
                 object_store_memory=ray_config.object_store_memory,
-                log_to_driver=True,
+                log_to_driver=self._show_logs,
                 logging_level=logging.ERROR,
             )
         else:
-            ray.init(address=ray_config.address, logging_level=logging.ERROR)
+            ray.init(address=ray_config.address, log_to_driver=self._show_logs, logging_level=logging.ERROR)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # Clients do not come through Ray Serve, so it needs no proxies.
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         self._directory = ray.remote(num_cpus=0)(Directory).remote()
@@ -60,6 +65,16 @@ class RayFleet:
 
     async def scale(self, pool: str, replicas: int) -> None:
         await asyncio.to_thread(self._deploy, {pool: replicas})
+
+    async def failure(self) -> str | None:
+        """Why a pool cannot start, once Ray Serve has given it up."""
+        for name, application in (await asyncio.to_thread(serve.status)).applications.items():
+            if application.status == "DEPLOY_FAILED":
+                messages = (one.message for one in application.deployments.values())
+                message = next(filter(None, messages), application.message)
+                # Of a traceback through all of Ray, the last line is the error itself.
+                return f"{name}: {message.strip().splitlines()[-1]}"
+        return None
 
     def stop(self) -> None:
         """End the replicas, and Ray where it was started here."""
@@ -91,6 +106,7 @@ class RayFleet:
             graceful_shutdown_timeout_s=drain + _CLOSING_S,
             health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=_HEALTH_TIMEOUT_S,
+            max_constructor_retry_count=_MOST_STARTS,
         )
         return deployment.bind(pool.name, engine_keywords(pool.engine), self._key, drain, self._directory)
 

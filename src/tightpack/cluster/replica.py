@@ -29,7 +29,7 @@ class Sent:
 
     work: Work
     at: float
-    attempt: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    attempt: asyncio.Timeout = field(default_factory=lambda: asyncio.Timeout(None))
 
     def abandon(self) -> None:
         """The replica is lost: whoever reads its answer gets a TimeoutError now."""

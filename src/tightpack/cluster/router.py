@@ -143,9 +143,11 @@ class Router:
             return
 
     async def until_all_ready(self) -> None:
-        """Until every pool has a replica that takes requests."""
+        """Until every pool has a replica that takes requests. Raises RuntimeError if one cannot start."""
         while not all(any(one.health is Health.READY for one in members) for members in self.pools.values()):
             await self.until_changed(1.0)
+            if (failure := await self._fleet.failure()) is not None:
+                raise RuntimeError(failure)
 
     def _notify(self) -> None:
         self._changed.set()
