@@ -48,7 +48,7 @@ def cluster(
 
     sock = open_socket(parsed.host, parsed.port)
     url = address_of(sock)
-    _quiet_ray()
+    quiet_ray()
     from tightpack.cluster.run import run_cluster
 
     pools = ", ".join(f"{pool.name} {_count(pool)}" for pool in parsed.pools)
@@ -80,7 +80,7 @@ def require_ray(who: str) -> None:
         )
 
 
-def _quiet_ray() -> None:
+def quiet_ray() -> None:
     """Ray reads the environment when it is imported."""
     import os
 
