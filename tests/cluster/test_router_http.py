@@ -37,22 +37,31 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[str]] = []
         self._members: list[Announced] = []
+        self._spare: list[Announced] = []
         self.forgotten: list[str] = []
 
-    def launch(self, *delays: float) -> None:
-        """One a delay (seconds a token of prompts that begin with "slow"), all at once."""
+    def launch(self, *delays: float, announced: int | None = None) -> None:
+        """One a delay (seconds a token of prompts that begin with "slow"), all at once.
+
+        announced: how many the router is told of now; the rest by the next `announce`.
+        """
         for delay in delays:
             self.started.append(
                 subprocess.Popen(
                     [sys.executable, str(FAKE_SERVER), str(delay), "20"], stdout=subprocess.PIPE, text=True
                 )
             )
-        for process in self.started[len(self._members) :]:
+        for process in self.started[len(self._spare) + len(self._members) :]:
             assert process.stdout is not None
             found = re.match(r"ready (\S+)", process.stdout.readline())
             assert found is not None
-            name = f"r{len(self._members)}"
-            self._members.append(Announced(name, "main", found[1], process.pid, "here"))
+            name = f"r{len(self._spare) + len(self._members)}"
+            self._spare.append(Announced(name, "main", found[1], process.pid, "here"))
+        self.announce(announced)
+
+    def announce(self, count: int | None = None) -> None:
+        self._members += self._spare[:count]
+        self._spare = self._spare[len(self._spare) if count is None else count :]
 
     async def members(self, known: int) -> tuple[int, Sequence[Announced]]:
         while known == len(self._members):
@@ -163,12 +172,12 @@ async def test_answers_pass_through(client: httpx.AsyncClient, fleet: Processes)
 
 async def test_a_lost_replica_costs_only_what_had_begun(client: httpx.AsyncClient, fleet: Processes) -> None:
     """Of two answers one had begun to stream, and of the whole one there was nothing yet."""
-    fleet.launch(1.0)
+    fleet.launch(1.0, 0.0, announced=1)
     whole = asyncio.create_task(client.post("/v1/completions", json=ask("slow whole")))
     first = asyncio.Event()
     begun = asyncio.create_task(events(client, ask("slow", stream=True), first.set))
     await first.wait()
-    fleet.launch(0.0)
+    fleet.announce()
     fleet.started[0].kill()
     *_, error, done = await begun
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "replica_lost"
@@ -184,35 +193,35 @@ async def test_a_lost_replica_costs_only_what_had_begun(client: httpx.AsyncClien
 
 
 async def test_a_stream_that_had_not_begun_is_retried(client: httpx.AsyncClient, fleet: Processes) -> None:
-    fleet.launch(60.0)
+    fleet.launch(60.0, 0.0, announced=1)
     stream = asyncio.create_task(events(client, ask("slow", stream=True), lambda: None))
     while await count(client, "tightpack:cluster_requests_total") == 0:
         await asyncio.sleep(0.02)
     fleet.started[0].kill()
-    fleet.launch(0.0)
+    fleet.announce()
     assert len(await stream) == 6
 
 
 async def test_a_replica_that_hangs_is_dead_after_a_while(
     client: httpx.AsyncClient, fleet: Processes
 ) -> None:
-    fleet.launch(0.0)
+    fleet.launch(0.0, 0.0, announced=1)
     await client.post("/v1/completions", json=ask("x"))
     fleet.started[0].send_signal(signal.SIGSTOP)
     stuck = asyncio.create_task(client.post("/v1/completions", json=ask("abc")))
     await until(lambda: "r0" in fleet.forgotten)
-    fleet.launch(0.0)
+    fleet.announce()
     assert (await stuck).json()["choices"][0]["text"] == "cba"
 
 
 async def test_a_draining_replica_finishes_and_gets_nothing_new(
     client: httpx.AsyncClient, fleet: Processes
 ) -> None:
-    fleet.launch(0.1)
+    fleet.launch(0.1, 0.0, announced=1)
     first = asyncio.Event()
     stream = asyncio.create_task(events(client, ask("slow", stream=True), first.set))
     await first.wait()
-    fleet.launch(0.0)
+    fleet.announce()
     fleet.started[0].send_signal(signal.SIGTERM)
     for _ in range(5):
         answer = await client.post("/v1/completions", json=ask("abc"))

@@ -85,8 +85,8 @@ def quiet_ray() -> None:
     import os
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its metrics agent is for a dashboard that is not started.
-    os.environ.setdefault("RAY_DISABLE_METRICS_COLLECTION", "1")
+    # Of what its core writes to this terminal, only what ends it: that an actor died is said by the router.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _load(path: Path) -> dict[str, Any]:

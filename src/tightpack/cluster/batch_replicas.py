@@ -75,20 +75,19 @@ def answer_on_replicas(
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         by_number = {line.number: line for line in lines}
         rows = [{"line": json.dumps(_fields(line))} for line in lines]
-        places = int(engine.get("max_num_seqs", 32))
+        blocks = max(1, -(-int(engine.get("max_num_seqs", 32)) // _BLOCK_LINES))
+        # As many lines at once as an actor has places, and the next blocks already there. One that dies is
+        # started again and its blocks are answered again: that is Ray Data's default.
+        pool = ActorPoolStrategy(
+            size=replicas, max_concurrent_calls_per_actor=blocks, max_tasks_in_flight_per_actor=2 * blocks
+        )
         answers = from_items(rows, override_num_blocks=-(-len(rows) // _BLOCK_LINES)).map_batches(
             LineAnswerer,
             fn_constructor_args=(dict(engine),),
             batch_size=_BLOCK_LINES,
-            compute=ActorPoolStrategy(
-                size=replicas, max_tasks_in_flight_per_actor=2 * -(-places // _BLOCK_LINES)
-            ),
+            compute=pool,
             num_cpus=num_cpus,
             num_gpus=num_gpus or None,
-            # Blocks that an actor answers at once: as many lines as it has places.
-            max_concurrency=max(1, -(-places // _BLOCK_LINES)),
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         for row in answers.iter_rows():
             yield by_number[int(row["number"])], json.loads(row["output"])
