@@ -38,11 +38,16 @@ class Sent:
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """load: as it published it last. asked_at: when that look began. answered_at: when it last answered."""
+    """pid, node: of its process, for whoever looks for it.
+
+    load: as it published it last. asked_at: when that look began. answered_at: when it last answered.
+    """
 
     id: str
     pool: str
     url: str
+    pid: int = 0
+    node: str = ""
     health: Health = Health.STARTING
     load: EngineLoad | None = None
     asked_at: float = 0.0

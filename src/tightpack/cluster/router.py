@@ -166,7 +166,7 @@ class Router:
                 continue
             for one in members:
                 if one.id not in self._known and one.pool in self.pools:
-                    replica = Replica(one.id, one.pool, one.url, answered_at=self.now())
+                    replica = Replica(one.id, one.pool, one.url, one.pid, one.node, answered_at=self.now())
                     self._known[one.id] = replica
                     self._spawn(one.id, self._watch(replica))
 
@@ -263,6 +263,8 @@ class Router:
                         {
                             "id": one.id,
                             "url": one.url,
+                            "pid": one.pid,
+                            "node": one.node,
                             "health": one.health.value,
                             "under_way": len(one.under_way),
                             "num_running": one.load.num_running if one.load else None,
