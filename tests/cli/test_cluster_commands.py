@@ -13,7 +13,7 @@ LINE = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"
 
 
 def tightpack(*options: str, without_ray: bool = False) -> subprocess.CompletedProcess[str]:
-    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'ray' else f(n, *a)"
+    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: f(n) if n != 'ray' else None"
     code = f"{hide if without_ray else ''}\nfrom tightpack.cli.main import main; main()"
     command = [sys.executable, "-c", code, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -81,12 +82,8 @@ def require_ray(who: str) -> None:
 
 
 def quiet_ray() -> None:
-    """Ray reads the environment when it is imported."""
-    import os
-
+    """No usage statistics, unless the user asks for them. Ray reads the environment when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of what its core writes to this terminal, only what ends it: that an actor died is said by the router.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _load(path: Path) -> dict[str, Any]:
