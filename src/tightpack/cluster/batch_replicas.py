@@ -19,6 +19,7 @@ import ray
 
 from tightpack.cluster.batch_engine import BatchEngine
 from tightpack.cluster.batch_file import BatchLine
+from tightpack.cluster.ray_local import join_ray, start_ray
 
 # Lines a block: small, so that what dies with an actor is little, and an actor has several at once.
 _BLOCK_LINES = 8
@@ -53,22 +54,18 @@ def answer_on_replicas(
 ) -> Iterator[tuple[BatchLine, dict[str, Any]]]:
     """Each line with its output, in any order; one may come twice after a replica has died.
 
+    Raises ValueError when the replicas cannot be started.
+
     engine: keywords of EngineArgs. num_cpus, num_gpus: of a replica. address: of a Ray cluster, else one is
     started here and ended with the iteration.
     """
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
     if address is None:
-        ray.init(
-            num_cpus=max(1, int(-(-replicas * num_cpus // 1))) + 1,  # one for reading the lines
-            num_gpus=None if num_gpus else 0,
-            include_dashboard=False,
-            object_store_memory=object_store_memory,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # One more for the task that reads the lines.
+        start_ray(replicas * num_cpus + 1, num_gpus > 0, object_store_memory)
     else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        join_ray(address)
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = False
@@ -91,6 +88,9 @@ def answer_on_replicas(
         )
         for row in answers.iter_rows():
             yield by_number[int(row["number"])], json.loads(row["output"])
+    except ray.exceptions.RayError as error:
+        # Of a traceback through all of Ray, the last line is the error itself.
+        raise ValueError(f"the replicas failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         ray.shutdown()
 

@@ -12,6 +12,7 @@ from ray import serve
 
 from tightpack.cluster.config import ClusterConfig, PoolConfig
 from tightpack.cluster.fleet import Announced
+from tightpack.cluster.ray_local import join_ray, start_ray
 from tightpack.cluster.ray_replica import Directory, ServingReplica, engine_keywords
 
 # Seconds between Ray's looks at a replica. One that has died is noticed at once; this is for one that hangs.
@@ -30,26 +31,19 @@ class RayFleet:
         self._config = config
         self._show_logs = show_logs
         self._key = key
-        self._local = config.ray.address is None
         self._directory: Any = None
 
     def start(self) -> None:
         """Connect to Ray (or start it here) and ask for the replicas of all pools; does not wait for them."""
-        ray_config = self._config.ray
-        if self._local:
-            cpus = sum(pool.num_cpus * pool.max_replicas for pool in self._config.pools)
-            gpus = sum(pool.num_gpus * pool.max_replicas for pool in self._config.pools)
-            ray.init(
-                num_cpus=max(1, int(-(-cpus // 1))),
-                # Left to Ray to find where pools want some.
-                num_gpus=None if gpus else 0,
-                include_dashboard=False,
-                object_store_memory=ray_config.object_store_memory,
-                log_to_driver=self._show_logs,
-                logging_level=logging.ERROR,
+        if self._config.ray.address is None:
+            start_ray(
+                num_cpus=sum(pool.num_cpus * pool.max_replicas for pool in self._config.pools),
+                with_gpus=any(pool.num_gpus for pool in self._config.pools),
+                object_store_memory=self._config.ray.object_store_memory,
+                show_logs=self._show_logs,
             )
         else:
-            ray.init(address=ray_config.address, log_to_driver=self._show_logs, logging_level=logging.ERROR)
+            join_ray(self._config.ray.address, show_logs=self._show_logs)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # Clients do not come through Ray Serve, so it needs no proxies.
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
