@@ -69,7 +69,8 @@ def answer_on_replicas(
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # What fails comes as an exception, which is told in one line.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         by_number = {line.number: line for line in lines}
         rows = [{"line": json.dumps(_fields(line))} for line in lines]
         blocks = max(1, -(-int(engine.get("max_num_seqs", 32)) // _BLOCK_LINES))
