@@ -20,7 +20,7 @@ help:
 demo: $(STAMPS)/package $(STAMPS)/model
 	@$(VENV)/bin/tightpack demo
 
-test: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model $(STAMPS)/test
+test: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/model $(STAMPS)/test $(STAMPS)/cluster
 	@$(VENV)/bin/python -m pytest -q
 
 lint: $(STAMPS)/package $(STAMPS)/torch $(STAMPS)/lint
@@ -76,6 +76,9 @@ $(STAMPS)/model: $(STAMPS)/venv
 
 $(STAMPS)/test: $(STAMPS)/torch $(STAMPS)/test.txt
 	$(call install,what the tests need,--requirement $(STAMPS)/test.txt,$(ONLINE))
+
+$(STAMPS)/cluster: $(STAMPS)/cluster.txt
+	$(call install,Ray for the tests of the cluster,--requirement $(STAMPS)/cluster.txt,$(ONLINE))
 
 $(STAMPS)/lint: $(STAMPS)/lint.txt
 	$(call install,the linters,--requirement $(STAMPS)/lint.txt,$(ONLINE))

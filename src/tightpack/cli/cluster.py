@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def cluster(
 
     sock = open_socket(parsed.host, parsed.port)
     url = address_of(sock)
-    _quiet_ray()
+    quiet_ray()
     from tightpack.cluster.run import run_cluster
 
     pools = ", ".join(f"{pool.name} {_count(pool)}" for pool in parsed.pools)
@@ -66,14 +67,10 @@ def cluster(
             flush=True,
         )
 
-    run_cluster(
-        parsed,
-        sock,
-        api_key=api_key,
-        access_log=log_level == "debug",
-        on_ready=on_ready,
-        on_drain=on_drain,
-    )
+    try:
+        run_cluster(parsed, sock, api_key=api_key, log_level=log_level, on_ready=on_ready, on_drain=on_drain)
+    except RuntimeError as error:
+        raise ValueError(f"the cluster cannot start: {error}") from error
 
 
 def require_ray(who: str) -> None:
@@ -84,13 +81,9 @@ def require_ray(who: str) -> None:
         )
 
 
-def _quiet_ray() -> None:
-    """Ray reads the environment when it is imported."""
-    import os
-
+def quiet_ray() -> None:
+    """No usage statistics, unless the user asks for them. Ray reads the environment when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its metrics agent is for a dashboard that is not started.
-    os.environ.setdefault("RAY_DISABLE_METRICS_COLLECTION", "1")
 
 
 def _load(path: Path) -> dict[str, Any]:

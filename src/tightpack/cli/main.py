@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from tightpack.cli.batch import batch
 from tightpack.cli.bench import bench, report
 from tightpack.cli.calibrate_cost import calibrate_cost
 from tightpack.cli.chat import chat
@@ -35,6 +36,7 @@ for command in (
     chat,
     serve,
     cluster,
+    batch,
     inspect,
     convert,
     quantize,

@@ -27,5 +27,8 @@ class Fleet(Protocol):
     async def forget(self, replica_id: str) -> None:
         """The replica has not answered for long; it may announce itself again."""
 
+    async def failure(self) -> str | None:
+        """Why a pool cannot start, if it cannot; None while there is hope."""
+
     async def scale(self, pool: str, replicas: int) -> None:
         """Have so many; those beyond are drained before they end. Returns when that has been asked for."""

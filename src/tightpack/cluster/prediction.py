@@ -66,20 +66,26 @@ def predict(load: EngineLoad, work: Work, unseen: Iterable[Work] = ()) -> Predic
             tokens += one.prompt_tokens - one.cached_tokens
             prompt_pairs += pairs(one.cached_tokens, one.prompt_tokens - one.cached_tokens)
     own = max(1, work.prompt_tokens - work.cached_tokens)
-    tokens += own
-    prompt_pairs += pairs(work.cached_tokens, own)
+    own_pairs = pairs(work.cached_tokens, own)
 
     fixed = base + decode * load.decodes + position * load.decode_context
-    prompt_s = token * tokens + pair * prompt_pairs
-    steps = math.ceil(tokens / max(1, load.max_num_batched_tokens - load.decodes))
-    if load.prompt_room_s:
-        steps = max(steps, math.ceil(prompt_s / load.prompt_room_s))
+
+    def computing(tokens: int, prompt_pairs: int) -> float:
+        """Seconds of the steps that compute so much of prompts."""
+        prompt_s = token * tokens + pair * prompt_pairs
+        steps = math.ceil(tokens / max(1, load.max_num_batched_tokens - load.decodes))
+        if load.prompt_room_s:
+            steps = max(steps, math.ceil(prompt_s / load.prompt_room_s))
+        return steps * fixed + prompt_s
+
     # A step is under way when it comes: half of one is the wait, on average.
     under_way = 0.5 * fixed if others else 0.0
     excess = requests + work.sequences - load.max_num_seqs
     gap = load.departure_gap_s or _UNKNOWN_OUTPUT * fixed / load.max_num_seqs
-    for_place = excess * gap if excess > 0 else 0.0
+    # While it waits for a place, the prompts ahead are computed: the two waits are one, the longer.
+    for_place = excess * gap + computing(own, own_pairs) if excess > 0 else 0.0
+    in_turn = under_way + computing(tokens + own, prompt_pairs + own_pairs)
     # Those ahead whose prompts are still to come decode beside it, once they have places.
     beside = min(load.max_num_seqs, others + work.sequences)
     pace = base + decode * beside + position * (load.decode_context + work.prompt_tokens)
-    return Prediction(under_way + for_place + steps * fixed + prompt_s, pace)
+    return Prediction(max(for_place, in_turn), pace)

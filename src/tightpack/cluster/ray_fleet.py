@@ -12,10 +12,13 @@ from ray import serve
 
 from tightpack.cluster.config import ClusterConfig, PoolConfig
 from tightpack.cluster.fleet import Announced
+from tightpack.cluster.ray_local import join_ray, start_ray
 from tightpack.cluster.ray_replica import Directory, ServingReplica, engine_keywords
 
 # Seconds between Ray's looks at a replica. One that has died is noticed at once; this is for one that hangs.
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
+# A model that cannot be loaded is not loaded for ever.
+_MOST_STARTS = 3
 # What ending takes beyond draining.
 _CLOSING_S = 10.0
 
@@ -23,29 +26,25 @@ _CLOSING_S = 10.0
 class RayFleet:
     """Implements `fleet.Fleet`. `start` and `stop` block; the rest is for the router's event loop."""
 
-    def __init__(self, config: ClusterConfig, key: str) -> None:
+    def __init__(self, config: ClusterConfig, key: str, *, show_logs: bool = False) -> None:
+        """show_logs: print what the replicas log, as Ray forwards it."""
         self._config = config
+        self._show_logs = show_logs
         self._key = key
-        self._local = config.ray.address is None
         self._directory: Any = None
 
     def start(self) -> None:
         """Connect to Ray (or start it here) and ask for the replicas of all pools; does not wait for them."""
-        ray_config = self._config.ray
-        if self._local:
-            cpus = sum(pool.num_cpus * pool.max_replicas for pool in self._config.pools)
-            gpus = sum(pool.num_gpus * pool.max_replicas for pool in self._config.pools)
-            ray.init(
-                num_cpus=max(1, int(-(-cpus // 1))),
-                # Left to Ray to find where pools want some.
-                num_gpus=None if gpus else 0,
-                include_dashboard=False,
-                object_store_memory=ray_config.object_store_memory,
-                log_to_driver=True,
-                logging_level=logging.ERROR,
+        if self._config.ray.address is None:
+            start_ray(
+                num_cpus=sum(pool.num_cpus * pool.max_replicas for pool in self._config.pools),
+                with_gpus=any(pool.num_gpus for pool in self._config.pools),
+                object_store_memory=self._config.ray.object_store_memory,
+                show_logs=self._show_logs,
             )
         else:
-            ray.init(address=ray_config.address, logging_level=logging.ERROR)
+            join_ray(self._config.ray.address, show_logs=self._show_logs)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # Clients do not come through Ray Serve, so it needs no proxies.
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         self._directory = ray.remote(num_cpus=0)(Directory).remote()
@@ -60,6 +59,16 @@ class RayFleet:
 
     async def scale(self, pool: str, replicas: int) -> None:
         await asyncio.to_thread(self._deploy, {pool: replicas})
+
+    async def failure(self) -> str | None:
+        """Why a pool cannot start, once Ray Serve has given it up."""
+        for name, application in (await asyncio.to_thread(serve.status)).applications.items():
+            if application.status == "DEPLOY_FAILED":
+                messages = (one.message for one in application.deployments.values())
+                message = next(filter(None, messages), application.message)
+                # Of a traceback through all of Ray, the last line is the error itself.
+                return f"{name}: {message.strip().splitlines()[-1]}"
+        return None
 
     def stop(self) -> None:
         """End the replicas, and Ray where it was started here."""
@@ -91,6 +100,7 @@ class RayFleet:
             graceful_shutdown_timeout_s=drain + _CLOSING_S,
             health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=_HEALTH_TIMEOUT_S,
+            max_constructor_retry_count=_MOST_STARTS,
         )
         return deployment.bind(pool.name, engine_keywords(pool.engine), self._key, drain, self._directory)
 

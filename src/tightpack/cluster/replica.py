@@ -29,7 +29,7 @@ class Sent:
 
     work: Work
     at: float
-    attempt: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    attempt: asyncio.Timeout = field(default_factory=lambda: asyncio.Timeout(None))
 
     def abandon(self) -> None:
         """The replica is lost: whoever reads its answer gets a TimeoutError now."""
@@ -38,11 +38,16 @@ class Sent:
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """load: as it published it last. asked_at: when that look began. answered_at: when it last answered."""
+    """pid, node: of its process, for whoever looks for it.
+
+    load: as it published it last. asked_at: when that look began. answered_at: when it last answered.
+    """
 
     id: str
     pool: str
     url: str
+    pid: int = 0
+    node: str = ""
     health: Health = Health.STARTING
     load: EngineLoad | None = None
     asked_at: float = 0.0

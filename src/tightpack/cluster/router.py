@@ -143,9 +143,11 @@ class Router:
             return
 
     async def until_all_ready(self) -> None:
-        """Until every pool has a replica that takes requests."""
+        """Until every pool has a replica that takes requests. Raises RuntimeError if one cannot start."""
         while not all(any(one.health is Health.READY for one in members) for members in self.pools.values()):
             await self.until_changed(1.0)
+            if (failure := await self._fleet.failure()) is not None:
+                raise RuntimeError(failure)
 
     def _notify(self) -> None:
         self._changed.set()
@@ -164,7 +166,7 @@ class Router:
                 continue
             for one in members:
                 if one.id not in self._known and one.pool in self.pools:
-                    replica = Replica(one.id, one.pool, one.url, answered_at=self.now())
+                    replica = Replica(one.id, one.pool, one.url, one.pid, one.node, answered_at=self.now())
                     self._known[one.id] = replica
                     self._spawn(one.id, self._watch(replica))
 
@@ -261,6 +263,8 @@ class Router:
                         {
                             "id": one.id,
                             "url": one.url,
+                            "pid": one.pid,
+                            "node": one.node,
                             "health": one.health.value,
                             "under_way": len(one.under_way),
                             "num_running": one.load.num_running if one.load else None,

@@ -7,8 +7,6 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from starlette.types import ASGIApp
-
 from tightpack.cluster.app import create_cluster_app
 from tightpack.cluster.config import ClusterConfig
 from tightpack.cluster.router import Router
@@ -21,29 +19,30 @@ def run_cluster(
     sock: socket.socket,
     *,
     api_key: str | None = None,
-    access_log: bool = False,
+    log_level: str = "warning",
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[int], None] = lambda in_flight: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, as `tightpack serve` does; leaves no replica behind.
 
     Requests are taken from the start, and wait for the first replica that is ready. on_ready: called when
-    every pool has one. Raises ModuleNotFoundError where Ray is not installed.
+    every pool has one. Raises ModuleNotFoundError where Ray is not installed, and RuntimeError for a pool
+    that cannot start.
     """
     from tightpack.cluster.ray_fleet import RayFleet
 
     # Replicas listen on the network of the cluster's machines; only who has this key is served there.
     key = secrets.token_urlsafe(32)
-    fleet = RayFleet(config, key)
+    fleet = RayFleet(config, key, show_logs=log_level in ("debug", "info"))
     try:
         fleet.start()
-        serve_router(config, Router(config, fleet, key), sock, api_key, access_log, on_ready, on_drain)
+        router = Router(config, fleet, key)
+        serve_router(router, sock, api_key, log_level == "debug", on_ready, on_drain)
     finally:
         fleet.stop()
 
 
 def serve_router(
-    config: ClusterConfig,
     router: Router,
     sock: socket.socket,
     api_key: str | None = None,
@@ -51,25 +50,30 @@ def serve_router(
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[int], None] = lambda in_flight: None,
 ) -> None:
-    """The router over any fleet, until it is told to stop."""
+    """The router over its fleet, until it is told to stop. RuntimeError for a pool that cannot start."""
     lifecycle = Lifecycle()
-    app: ASGIApp = create_cluster_app(router, api_key=api_key, lifecycle=lifecycle)
-    tasks = set()
+    beginning: list[asyncio.Task[None]] = []
 
     async def begin() -> None:
         await router.start()
-        await router.until_all_ready()
+        try:
+            await router.until_all_ready()
+        except RuntimeError:
+            server.should_exit = True
+            await router.stop()
+            raise
         on_ready()
 
-    def on_listening() -> None:
-        tasks.add(asyncio.get_running_loop().create_task(begin()))
-
-    DrainingServer(
-        app,
+    server = DrainingServer(
+        create_cluster_app(router, api_key=api_key, lifecycle=lifecycle),
         router,
         lifecycle,
-        drain_timeout=config.drain_timeout,
+        drain_timeout=router.config.drain_timeout,
         access_log=access_log,
-        on_ready=on_listening,
+        on_ready=lambda: beginning.append(asyncio.get_running_loop().create_task(begin())),
         on_drain=on_drain,
-    ).run_until_drained(sock)
+    )
+    server.run_until_drained(sock)
+    for task in beginning:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
