@@ -154,6 +154,31 @@ def stack_experts(experts: Sequence[PackedInt4]) -> PackedInt4:
     )
 
 
+def unpack_int4(packed: PackedInt4, expert: int | None = None) -> Tensor:
+    """float32 [outputs, inputs] again, its inputs in their own order. expert: of stacked ones."""
+    codes, scales, zeros, minimums = packed.codes, packed.scales, packed.zeros, packed.minimums
+    if expert is not None:
+        codes, scales = codes[expert], scales[expert]
+        zeros = None if zeros is None else zeros[expert]
+        minimums = None if minimums is None else minimums[expert]
+    words = codes.to(torch.int32)
+    quarters = torch.stack([(words >> (4 * i)) & 15 for i in range(4)], 3)
+    values = quarters.permute(0, 2, 1, 3, 4).reshape(scales.shape[1], -1).float()
+    width = values.shape[1]
+    group = torch.arange(width, device=codes.device) // (packed.group or width)
+    if minimums is None:
+        values -= 8.0 if zeros is None else zeros[group].t().float()
+    values *= scales[group].t().float()
+    if minimums is not None:
+        values += minimums[group].t().float()
+    values = values[: packed.outputs, : packed.inputs]
+    if packed.order is None:
+        return values.contiguous()
+    out = torch.empty_like(values)
+    out[:, packed.order] = values
+    return out
+
+
 def eight_bits_fit(weight: IntWeight | Fp8Weight) -> bool:
     """Whether `pack_8` takes it: scales of groups of 32, 64 or a multiple of 128 inputs, or of whole rows."""
     inputs = weight.shape[1]

@@ -54,7 +54,7 @@ def _gated_activation(
     gate = tl.load(gate_up_ptr + row * stride + columns, mask=there, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * stride + width + columns, mask=there, other=0.0).to(tl.float32)
     if is_gelu:
-        active = gate * tl.sigmoid(_TWICE_ROOT * (gate + _CUBIC * gate * gate * gate))
+        active = gate * tl.sigmoid((gate + gate * gate * gate * _CUBIC) * _TWICE_ROOT)
     else:
         active = gate * tl.sigmoid(gate)
     # Rounded between the two as the decoder's own operations are.
