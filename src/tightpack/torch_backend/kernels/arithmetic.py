@@ -25,47 +25,33 @@ def nibble(words, zero, i: tl.constexpr, dtype: tl.constexpr):
 
     zero: of `dtype`, the zero-point already raised by the base (`raised_zero`), and broadcast.
     """
+    # One way out of each function: the compiler compares the types of all.
+    shift: tl.constexpr = 4 * i
     if INTERPRETED:
         base: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
-        bits = (((words >> (4 * i)) & 15) | base).to(tl.int16)
-        return narrow(bits.to(dtype, bitcast=True).to(tl.float32) - zero.to(tl.float32), dtype)
-    if dtype == tl.bfloat16:
-        if i == 0:
-            return tl.inline_asm_elementwise(
-                "{ .reg .b32 t; lop3.b32 t, $1, 0x000F000F, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, $2; }",
-                "=r,r,r",
-                [words, zero],
-                dtype=tl.bfloat16,
-                is_pure=True,
-                pack=2,
-            )
-        return tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shr.u32 t, $1, " + str(4 * i) + "; "
-            "lop3.b32 t, t, 0x000F000F, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, $2; }",
+        bits = (((words >> shift) & 15) | base).to(tl.int16)
+        result = narrow(bits.to(dtype, bitcast=True).to(tl.float32) - zero.to(tl.float32), dtype)
+    elif dtype == tl.bfloat16:
+        result = tl.inline_asm_elementwise(
+            f"{{ .reg .b32 t; shr.u32 t, $1, {shift}; "
+            f"lop3.b32 t, t, 0x000F000F, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, $2; }}",
             "=r,r,r",
             [words, zero],
             dtype=tl.bfloat16,
             is_pure=True,
             pack=2,
         )
-    if i == 0:
-        return tl.inline_asm_elementwise(
-            "{ .reg .b32 t; lop3.b32 t, $1, 0x000F000F, 0x64006400, 0xEA; sub.rn.f16x2 $0, t, $2; }",
+    else:
+        result = tl.inline_asm_elementwise(
+            f"{{ .reg .b32 t; shr.u32 t, $1, {shift}; "
+            f"lop3.b32 t, t, 0x000F000F, 0x64006400, 0xEA; sub.rn.f16x2 $0, t, $2; }}",
             "=r,r,r",
             [words, zero],
             dtype=tl.float16,
             is_pure=True,
             pack=2,
         )
-    return tl.inline_asm_elementwise(
-        "{ .reg .b32 t; shr.u32 t, $1, " + str(4 * i) + "; "
-        "lop3.b32 t, t, 0x000F000F, 0x64006400, 0xEA; sub.rn.f16x2 $0, t, $2; }",
-        "=r,r,r",
-        [words, zero],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
+    return result
 
 
 @triton.jit
@@ -100,8 +86,10 @@ def fp8_codes(scaled):
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
         subnormal = ((size * 512.0 + _ROUNDER) - _ROUNDER).to(tl.int32)
         code = tl.where(size < 0.015625, subnormal, normal) | tl.where(clamped < 0, 128, 0)
-        return code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    return clamped.to(tl.float8e4nv)
+        codes = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    else:
+        codes = clamped.to(tl.float8e4nv)
+    return codes
 
 
 @triton.jit
@@ -110,18 +98,22 @@ def narrow(values, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:
         bits = values.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return rounded.to(tl.int16).to(tl.bfloat16, bitcast=True)
-    return values.to(dtype)
+        result = rounded.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = values.to(dtype)
+    return result
 
 
 @triton.jit
 def dot(left, right, total):
     """total + left right, summed in int32 or float32; the interpreter multiplies no bfloat16 and no 8-bit
-    floats. Hopper sums 8-bit floats with 14 bits or so; every 128 products go to a float32 sum."""
+    floats. Hopper sums 8-bit floats with 14 bits or so; every 128 products at the most go to a float32 sum."""
     if left.dtype == tl.int8:
-        return tl.dot(left, right, total, out_dtype=tl.int32)
-    if INTERPRETED:
-        return tl.dot(left.to(tl.float32), right.to(tl.float32), total)
-    if left.dtype == tl.float8e4nv:
-        return tl.dot(left, right, total, max_num_imprecise_acc=128)
-    return tl.dot(left, right, total)
+        result = tl.dot(left, right, total, out_dtype=tl.int32)
+    elif INTERPRETED:
+        result = tl.dot(left.to(tl.float32), right.to(tl.float32), total)
+    elif left.dtype == tl.float8e4nv:
+        result = tl.dot(left, right, total, max_num_imprecise_acc=min(128, left.shape[1]))
+    else:
+        result = tl.dot(left, right, total)
+    return result

@@ -155,7 +155,8 @@ def eight_bit_matmul(
     def run(tile: Tile) -> None:
         launch(x, codes, scales, bias, y, tile, context)
 
-    run(context.choose("eight_bit_matmul", (len(codes), codes.shape[1]), len(y), run))
+    kernel = "eight_bit_matmul" if x.flags is None else "outlier_matmul"
+    run(context.choose(kernel, (len(codes), codes.shape[1]), len(y), run))
     return y
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tightpack.torch_backend.kernels.arithmetic import dot, narrow
 from tightpack.torch_backend.kernels.context import KernelContext
-from tightpack.torch_backend.kernels.int4_matmul import int4_tile
+from tightpack.torch_backend.kernels.int4_matmul import int4_tile, scales_weights
 from tightpack.torch_backend.kernels.tiles import Tile
 from tightpack.torch_backend.packed_weights import INPUTS_A_TILE, OUTPUTS_A_TILE, PackedInt4
 from tightpack.torch_backend.quantized_rows import QuantizedRows
@@ -66,7 +66,7 @@ def _grouped_matmul(
     stages: tl.constexpr,
 ):
     sums: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 else tl.float32
-    # Neighbouring programs share an expert's weights.
+    # Neighbouring programs share rows, and soon after an expert's weights.
     expert, first_row, row_end = _expert_of(offsets_ptr, tl.program_id(1), experts, experts_block, block_m)
     if expert >= experts:
         return
@@ -223,7 +223,7 @@ def grouped_int4(
             x.stride(0),
             experts_block=max(2, triton.next_power_of_2(experts)),
             group=weight.group,
-            scale_weights=weight.minimums is not None or 0 < weight.group < INPUTS_A_TILE,
+            scale_weights=scales_weights(weight, tile),
             has_zeros=weight.zeros is not None,
             has_minimums=weight.minimums is not None,
             even_inputs=weight.inputs % INPUTS_A_TILE == 0,

@@ -7,8 +7,8 @@ outputs by 128 inputs is 4 KiB in one piece.
 
 Few rows: a program keeps a few tiles of codes in flight, and splits of K fill the machine; the codes enter
 the product as exact integers and each group's sum is scaled in float32. Many rows: persistent programs walk
-the output in an order that keeps weights and rows in the L2 cache; groups shorter than a tile scale the
-weights instead, which then takes less time than scaling that many sums.
+the output in an order that keeps weights and rows in the L2 cache, and scale the weights, which then takes
+less time than scaling that many sums.
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ from tightpack.torch_backend.kernels.tiles import Tile
 from tightpack.torch_backend.packed_weights import INPUTS_A_TILE, OUTPUTS_A_TILE, PackedInt4
 
 _SYMMETRIC_ZERO = tl.constexpr(8)
-# Rows up to which scaling the sums is cheaper than scaling the weights of groups shorter than a tile.
-_SCALED_SUMS_UP_TO = 32
+# Rows of a tile up to which sums are scaled, not weights: beyond, scaling that many sums takes longer, sooner
+# for groups shorter than a tile of inputs, and a second set of sums no longer fits the registers.
+_SCALED_SUMS_UP_TO = 64
+_SCALED_SHORT_SUMS_UP_TO = 32
+
+
+def scales_weights(weight: PackedInt4, tile: Tile) -> bool:
+    """Whether weights are scaled before the product; minimums leave no choice."""
+    short = 0 < weight.group < INPUTS_A_TILE
+    return weight.minimums is not None or tile.rows > (
+        _SCALED_SHORT_SUMS_UP_TO if short else _SCALED_SUMS_UP_TO
+    )
 
 
 @triton.jit
@@ -198,7 +208,6 @@ def launch(
     items = tiles * splits
     zeros = weight.codes if weight.zeros is None else weight.zeros
     minimums = weight.scales if weight.minimums is None else weight.minimums
-    short = 0 < weight.group < INPUTS_A_TILE
     context.launch(
         _int4_matmul,
         (min(items, context.programs(tile)) if tile.persistent else items,),
@@ -219,7 +228,7 @@ def launch(
         x.stride(0),
         a_split,
         group=weight.group,
-        scale_weights=weight.minimums is not None or (short and tile.rows > _SCALED_SUMS_UP_TO),
+        scale_weights=scales_weights(weight, tile),
         has_zeros=weight.zeros is not None,
         has_minimums=weight.minimums is not None,
         has_bias=bias is not None,

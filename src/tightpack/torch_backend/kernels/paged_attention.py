@@ -146,8 +146,10 @@ def _paged_attention(
 def _widened(codes, dtype: tl.constexpr):
     """Cache entries as numbers of `dtype`, exactly."""
     if codes.dtype == dtype:
-        return codes
-    return narrow(codes.to(tl.float32), dtype)
+        wide = codes
+    else:
+        wide = narrow(codes.to(tl.float32), dtype)
+    return wide
 
 
 @triton.jit

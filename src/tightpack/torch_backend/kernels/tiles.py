@@ -73,7 +73,6 @@ _INT4 = (
         (
             Tile(128, 128, warps=8, stages=3, persistent=True),
             Tile(128, 256, warps=8, stages=3, persistent=True),
-            Tile(128, 128, warps=4, stages=3, persistent=True),
         ),
     ),
 )
@@ -113,12 +112,15 @@ _EIGHT_BITS = (
     RowRange(256, (Tile(128, 64, warps=4), Tile(128, 128, warps=8), Tile(128, 64, splits=2))),
     RowRange(
         _ANY,
-        (
-            Tile(128, 256, warps=8, stages=3, persistent=True),
-            Tile(128, 128, warps=8, persistent=True),
-            Tile(128, 128, warps=4, persistent=True),
-        ),
+        # 128 x 256 would spill: 8-bit floats have a second set of sums (`arithmetic.dot`).
+        (Tile(128, 128, warps=8, persistent=True), Tile(128, 64, warps=4, persistent=True)),
     ),
+)
+
+# The second pass of LLM.int8 takes registers of its own.
+_OUTLIERS = (
+    *_EIGHT_BITS[:2],
+    RowRange(_ANY, (Tile(64, 64, persistent=True), Tile(128, 64, warps=8, persistent=True))),
 )
 
 # By rows of all experts together over the experts they go to.
@@ -133,6 +135,7 @@ TILES: Mapping[str, tuple[RowRange, ...]] = MappingProxyType(
         "int4_matmul": _INT4,
         "weight_only_matmul": _INT8_WEIGHTS,
         "eight_bit_matmul": _EIGHT_BITS,
+        "outlier_matmul": _OUTLIERS,
         "fp8_block_matmul": _EIGHT_BITS,
         "grouped_matmul": _GROUPED,
         "grouped_int4_matmul": _GROUPED,
