@@ -6,6 +6,7 @@ the reference gives up to the order of its sums.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,22 @@ from tightpack.torch_backend.scaled_matmul import scaled_matmul, scaled_matmul_t
 if TYPE_CHECKING:
     from tightpack.torch_backend.kernels.context import KernelContext
 
+# Of activations, beside the kernels' weights.
+_DTYPES = (torch.bfloat16, torch.float16)
 # Rows up to which our product of 8-bit floats, with its splits, is faster than the library's large tiles.
 _FEW_ROWS = 64
 # Side of the weights' blocks and the inputs' groups in DeepSeek-V3's format.
 _BLOCK = 128
+
+
+def kernel_context(device: torch.device, dtype: torch.dtype) -> KernelContext | None:
+    """What the kernels of a decoder in `dtype` share; None where PyTorch alone computes: on a CPU, in float32,
+    and where Triton is not installed."""
+    if device.type != "cuda" or dtype not in _DTYPES or importlib.util.find_spec("triton") is None:
+        return None
+    from tightpack.torch_backend.kernels.context import KernelContext
+
+    return KernelContext(device)
 
 
 class Int4Linear:
@@ -150,7 +163,7 @@ def build_kernel_linear(
 
     bias: of all parts, permuted already, on the device. dtype: bfloat16 or float16.
     """
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype not in _DTYPES:
         return None
     activation = parts[0].activation
     integers = [part.weight for part in parts if isinstance(part.weight, IntWeight)]

@@ -38,7 +38,7 @@ class KernelContext:
         self._counters = torch.zeros(0, dtype=torch.int32, device=device)
         # A recorded graph goes on using the memory it was recorded with.
         self._outgrown: list[Tensor] = []
-        self._multiprocessors = (
+        self.multiprocessors = (
             _INTERPRETED_PROGRAMS
             if INTERPRETED
             else torch.cuda.get_device_properties(device).multi_processor_count
@@ -51,7 +51,7 @@ class KernelContext:
 
     def programs(self, tile: Tile) -> int:
         """Persistent programs of a tile: those that fit, by registers and shared memory."""
-        return self._multiprocessors * (2 if tile.warps <= 4 else 1)
+        return self.multiprocessors * (2 if tile.warps <= 4 else 1)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
         """Run a `triton.jit` function; every launch of every kernel comes through here."""
