@@ -2,12 +2,12 @@
 
     python benchmarks/gpu_check.py                 on a GPU: all of it, in under ten minutes
     python benchmarks/gpu_check.py --kernels-only  without the whole steps
-    python benchmarks/gpu_check.py --compile       without a GPU: compile for Hopper; registers, spills, tensor cores
+    python benchmarks/gpu_check.py --compile       without a GPU: compile for Hopper; registers, tensor cores
     python benchmarks/gpu_check.py --interpret     without a GPU: correctness alone, small shapes, on the CPU
 
-Nothing is downloaded. Tables come last; on a GPU the result goes to results/gpu-YYYY-MM-DD.json (--output), with
-the device named. The exit code is 1 where a kernel is wrong or does not build, and 2 without a GPU. A target
-missed is marked and is no error.
+Nothing is downloaded. Tables come last; on a GPU the result goes to results/gpu-YYYY-MM-DD.json (--output),
+with the device named. The exit code is 1 where a kernel is wrong or does not build, and 2 without a GPU. A
+target missed is marked and is no error.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ NO_GPU = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--interpret", action="store_true", help="correctness alone, on the CPU")
     mode.add_argument("--compile", action="store_true", help="compile for Hopper without a GPU")
     mode.add_argument("--kernels-only", action="store_true", help="no whole steps")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--guesses", action="store_true", help="with --compile: the first tiles alone")
     parser.add_argument("--layers", type=int, default=32, help="layers of the whole steps' model")
     options = parser.parse_args(arguments)
     # Triton reads this when it is imported, so it is settled before anything imports it.
@@ -86,7 +89,7 @@ def compile_all(options: argparse.Namespace) -> int:
 
     start, rows = time.perf_counter(), []
     context = CompilingContext()
-    for what in compile_variants(context, options.only):
+    for what in compile_variants(context, options.only, guesses=options.guesses):
         made = context.compiled[-1]
         warps = made.options.get("num_warps", 4)
         counts = (f"{made.registers}", f"{made.spilled}", f"{made.shared / 1024:.0f}")
@@ -133,7 +136,9 @@ def measure(options: argparse.Namespace) -> int:
             torch.cuda.nvtx.range_pop()
             print(f"{case.kernel}, {case.shape}: {_verdict(kernels[-1]['right'])}", file=sys.stderr)
     peers = [
-        _timed(case, clock, None, bandwidth) for case in peer_cases(LLAMA, device) if options.only in case.kernel
+        _timed(case, clock, None, bandwidth)
+        for case in peer_cases(LLAMA, device)
+        if options.only in case.kernel
     ]
     chosen = {" ".join(map(str, key)): str(tile) for key, tile in context.chosen.items()}
     context.finish_tuning()
@@ -211,9 +216,19 @@ def judge(
         ("bf16 decode, 1 stream: share of the bandwidth", share, 0.75, True),
         ("W4A16 over bf16, 1 stream", speed("int4", "decode", 1) / speed("bf16", "decode", 1), 2.5, True),
         ("W4A16 over bf16, 64 streams", speed("int4", "decode", 64) / speed("bf16", "decode", 64), 1.0, True),
-        ("FP8 over bf16, prefill of 8192", speed("fp8", "prefill", 8192) / speed("bf16", "prefill", 8192), 1.6, True),
+        (
+            "FP8 over bf16, prefill of 8192",
+            speed("fp8", "prefill", 8192) / speed("bf16", "prefill", 8192),
+            1.6,
+            True,
+        ),
         ("FP8 over bf16, 1 stream", speed("fp8", "decode", 1) / speed("bf16", "decode", 1), 1.5, True),
-        ("FP8 over bf16 KV, 64 streams", speed("fp8", "decode", 64, "fp8") / speed("fp8", "decode", 64), 1.0, True),
+        (
+            "FP8 over bf16 KV, 64 streams",
+            speed("fp8", "decode", 64, "fp8") / speed("fp8", "decode", 64),
+            1.0,
+            True,
+        ),
     ]
     if one["gap_share"] is not None:
         rows.append(("gaps between kernels, 1 stream", one["gap_share"], 0.03, False))
@@ -222,7 +237,12 @@ def judge(
             if name == kernel and (peer, shape) in theirs:
                 rows.append((f"{kernel} over {peer}, {shape}", theirs[peer, shape] / seconds, 1.0, True))
     return [
-        {"target": what, "reached": value, "wanted": wanted, "met": value >= wanted if at_least else value < wanted}
+        {
+            "target": what,
+            "reached": value,
+            "wanted": wanted,
+            "met": value >= wanted if at_least else value < wanted,
+        }
         for what, value, wanted, at_least in rows
     ]
 
@@ -262,7 +282,12 @@ def print_report(report: dict[str, Any]) -> None:
         print_table(
             ["target", "reached", "wanted", ""],
             [
-                [each["target"], f"{each['reached']:.2f}", f"{each['wanted']:.2f}", "met" if each["met"] else "MISSED"]
+                [
+                    each["target"],
+                    f"{each['reached']:.2f}",
+                    f"{each['wanted']:.2f}",
+                    "met" if each["met"] else "MISSED",
+                ]
                 for each in report["targets"]
             ],
         )

@@ -1,12 +1,13 @@
 """Every kernel at shapes that matter: how to run it, what it must give, what it moves and computes.
 
-A case's oracle is PyTorch in float64 or float32 on what the kernel was given, after `schemes`' dequantization.
+A case's oracle is PyTorch in float64 or float32 on what the kernel was given, dequantized by `schemes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -214,7 +215,9 @@ def _row_kernels(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
             # Half a step of the largest code, beside the rounding of the numbers themselves.
             tolerance = 1e-2 if name != "fp8" else 5e-2
 
-            def norm(s: Tensor = stream, d: Tensor = delta, a: ActivationFormat | None = activation) -> Tensor:
+            def norm(
+                s: Tensor = stream, d: Tensor = delta, a: ActivationFormat | None = activation
+            ) -> Tensor:
                 return _values(add_norm(s, d, weight, 1e-5, a, context))  # noqa: B023
 
             yield Case(
@@ -250,16 +253,24 @@ _STORES = (("bf16", _BF16, 2), ("fp8", torch.float8_e4m3fn, 1), ("int8", torch.i
 
 def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     heads, kv_heads, width, block = sizes.heads, sizes.kv_heads, sizes.width, 16
-    table = rotation_table(RotarySpec(tuple(1e4 ** (-2 * i / width) for i in range(width // 2))), 64, context.device)
+    table = rotation_table(
+        RotarySpec(tuple(1e4 ** (-2 * i / width) for i in range(width // 2))), 64, context.device
+    )
     for name, dtype, item in _STORES:
         for requests, queries in (*((count, 1) for count in sizes.requests), (1, sizes.prompt)):
             length = sizes.context if queries == 1 else sizes.prompt
-            layer, tables = _filled(context.device, dtype, requests, -(-length // block), kv_heads, block, width)
+            layer, tables = _filled(
+                context.device, dtype, requests, -(-length // block), kv_heads, block, width
+            )
             qkv = _normal((requests * queries, (heads + 2 * kv_heads) * width), context.device)
             if queries == 1:
                 lengths = torch.full((requests,), length, dtype=torch.int32, device=context.device)
                 batch = decode_batch(
-                    tables, lengths, num_kv_heads=kv_heads, longest=length, multiprocessors=context.multiprocessors
+                    tables,
+                    lengths,
+                    num_kv_heads=kv_heads,
+                    longest=length,
+                    multiprocessors=context.multiprocessors,
                 )
             else:
                 batch = mixed_batch(
@@ -271,9 +282,7 @@ def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
                 )
 
             def attend(q: Tensor = qkv, cache: PagedLayer = layer, b: object = batch) -> Tensor:
-                return paged_attention(
-                    q, cache, b, num_heads=heads, scale=width**-0.5, context=context
-                )
+                return paged_attention(q, cache, b, num_heads=heads, scale=width**-0.5, context=context)
 
             def exact(q: Tensor = qkv, c: PagedLayer = layer, t: Tensor = tables, n: int = length) -> Tensor:
                 return _attend(q, c, t[0], heads, n)
@@ -331,7 +340,10 @@ def _attend(qkv: Tensor, layer: PagedLayer, table: Tensor, heads: int, context: 
     entries = entries.transpose(1, 2).reshape(-1, 2 * kv_heads, width)[:context]
     count = 1 if len(qkv) < context else context
     queries = qkv[:count, : heads * width].float().view(count, heads, width)
-    sees = torch.arange(context, device=qkv.device) <= torch.arange(context - count, context, device=qkv.device)[:, None]
+    sees = (
+        torch.arange(context, device=qkv.device)
+        <= torch.arange(context - count, context, device=qkv.device)[:, None]
+    )
     out = []
     for head in range(heads):
         kv = head // (heads // kv_heads)
@@ -353,7 +365,12 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     kinds = (
         ("bf16", DenseExperts(dense), lambda e: dense[e], 2.0),
         ("W4A16", Int4Experts(packed), lambda e: _dequantized(integers[e], device), 0.52),
-        ("fp8", EightBitExperts(codes, scales, fp8), lambda e: codes[e].float() * scales[e].unsqueeze(-1), 1.0),
+        (
+            "fp8",
+            EightBitExperts(codes, scales, fp8),
+            lambda e: codes[e].float() * scales[e].unsqueeze(-1),
+            1.0,
+        ),
     )
     for name, weights, of_expert, item in kinds:
         for rows in sizes.rows:
@@ -365,12 +382,14 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
             def run(x: Tensor = x, offsets: Tensor = offsets, weights: object = weights) -> Tensor:
                 return grouped_matmul(x, weights, offsets, context=context)
 
-            def exact(x: Tensor = x, bounds: list[int] = bounds, of: object = of_expert, fp: bool = name == "fp8") -> Tensor:
+            def exact(
+                x: Tensor = x, bounds: list[int] = bounds, of: object = of_expert, fp: bool = name == "fp8"
+            ) -> Tensor:
                 rounded = _values(quantize_rows(x, fp8, context)) if fp else x[:_ORACLE_ROWS]
                 owner = [sum(row >= end for end in bounds[1:]) for row in range(len(rounded))]
                 return torch.stack([rounded[i].float() @ of(e).float().t() for i, e in enumerate(owner)])
 
-            used = sum(b > a for a, b in zip(bounds, bounds[1:], strict=False))
+            used = sum(b > a for a, b in pairwise(bounds))
             yield Case(
                 f"experts {name}",
                 f"{rows} x {inputs} x {outputs}, {experts} experts",
@@ -404,7 +423,9 @@ def _int_weight(outputs: int, inputs: int, group: int, bits: int, zeros: bool, s
     shape = (outputs, inputs // group)
     low, high = (0, 2**bits) if zeros else (-(2 ** (bits - 1)), 2 ** (bits - 1))
     return IntWeight(
-        codes=rng.integers(low, high, (outputs, inputs), dtype=np.int16).astype(np.uint8 if zeros else np.int8),
+        codes=rng.integers(low, high, (outputs, inputs), dtype=np.int16).astype(
+            np.uint8 if zeros else np.int8
+        ),
         scales=rng.uniform(0.01, 0.03, shape).astype(np.float16).astype(np.float32),
         zeros=rng.integers(0, high, shape).astype(np.uint8) if zeros else None,
         bits=4 if bits == 4 else 8,

@@ -50,7 +50,7 @@ def _llama(
 
 
 class RandomTensors:
-    """A `TensorSource` and `LinearSource`. The embedding and the head stay in bf16, as checkpoints have them."""
+    """A `TensorSource` and `LinearSource`. The embedding and the head are bf16, as checkpoints have them."""
 
     def __init__(self, spec: ModelSpec, scheme: Scheme) -> None:
         self._shapes = spec.tensor_shapes()
@@ -60,7 +60,9 @@ class RandomTensors:
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
-        return {name: TensorInfo(shape, "bf16", 2 * int(np.prod(shape))) for name, shape in self._shapes.items()}
+        return {
+            name: TensorInfo(shape, "bf16", 2 * int(np.prod(shape))) for name, shape in self._shapes.items()
+        }
 
     def read(self, name: str) -> NDArray[Any]:
         shape = self._shapes[name]

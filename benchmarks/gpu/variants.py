@@ -1,4 +1,4 @@
-"""The variants of every kernel that a Llama 3.1 8B needs, for compiling: each tile of the table, once a scheme.
+"""The variants of every kernel that Llama 3.1 8B needs, for compiling: each tile of the table by scheme.
 
 Tensors are of the right shapes and types and hold nothing.
 """
@@ -34,8 +34,11 @@ _BF16, _FP8, _INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
 _ROWS = 512
 
 
-def compile_variants(context: CompilingContext, only: str = "") -> Iterator[str]:
-    """Compile one after the other the kernels whose name contains `only`; what each is, in words."""
+def compile_variants(context: CompilingContext, only: str = "", *, guesses: bool = False) -> Iterator[str]:
+    """Compile one after the other the kernels whose name contains `only`; what each is, in words.
+
+    guesses: of the tiles, the best guess for the fewest rows and for the most alone.
+    """
     for name, variants in (
         ("int4_matmul", _int4),
         ("weight_only_matmul", _weight_only),
@@ -47,13 +50,14 @@ def compile_variants(context: CompilingContext, only: str = "") -> Iterator[str]
         ("attention", _attention),
     ):
         if only in name:
-            yield from variants(context)
+            yield from variants(context, guesses)
 
 
-def _tiles(kernel: str) -> Iterator[tuple[int, Tile]]:
+def _tiles(kernel: str, guesses: bool) -> Iterator[tuple[int, Tile]]:
     seen = set()
-    for candidates in TILES[kernel]:
-        for tile in candidates.tiles:
+    ranges = TILES[kernel]
+    for candidates in (ranges[0], ranges[-1]) if guesses else ranges:
+        for tile in candidates.tiles[:1] if guesses else candidates.tiles:
             if tile not in seen:
                 seen.add(tile)
                 yield min(candidates.rows, _ROWS), tile
@@ -68,7 +72,7 @@ def _words(tile: Tile) -> str:
     return f"{tile.outputs} x {tile.rows}, splits {tile.splits}, stages {tile.stages}{persistent}"
 
 
-def _int4(context: CompilingContext) -> Iterator[str]:
+def _int4(context: CompilingContext, guesses: bool) -> Iterator[str]:
     for kind, group in (("symmetric", 128), ("zero-points", 128), ("zero-points", 32), ("minimums", 32)):
         scales = _empty(_K // group, _N, dtype=torch.float16)
         packed = PackedInt4(
@@ -80,29 +84,29 @@ def _int4(context: CompilingContext) -> Iterator[str]:
             inputs=_K,
             group=group,
         )
-        for rows, tile in _tiles("int4_matmul"):
+        for rows, tile in _tiles("int4_matmul", guesses):
             int4_matmul.launch(_empty(rows, _K), packed, None, _empty(rows, _N), tile, context)
             yield f"{kind}, group {group}: {_words(tile)}"
 
 
-def _weight_only(context: CompilingContext) -> Iterator[str]:
+def _weight_only(context: CompilingContext, guesses: bool) -> Iterator[str]:
     for dtype in (_INT8, _FP8):
         packed = Packed8(_empty(_N, _K, dtype=dtype), _empty(1, _N, dtype=torch.float32), None, 0)
-        for rows, tile in _tiles("weight_only_matmul"):
+        for rows, tile in _tiles("weight_only_matmul", guesses):
             weight_only_matmul.launch(_empty(rows, _K), packed, None, _empty(rows, _N), tile, context)
             yield f"{_name(dtype)}: {_words(tile)}"
 
 
-def _eight_bit(context: CompilingContext) -> Iterator[str]:
+def _eight_bit(context: CompilingContext, guesses: bool) -> Iterator[str]:
     for dtype in (_INT8, _FP8):
-        for rows, tile in _tiles("eight_bit_matmul"):
+        for rows, tile in _tiles("eight_bit_matmul", guesses):
             x = QuantizedRows(_empty(rows, _K, dtype=dtype), _empty(rows, 1, dtype=torch.float32))
             _launch_eight(context, x, dtype, rows, tile)
             yield f"{_name(dtype)}: {_words(tile)}"
 
 
-def _outliers(context: CompilingContext) -> Iterator[str]:
-    for rows, tile in _tiles("outlier_matmul"):
+def _outliers(context: CompilingContext, guesses: bool) -> Iterator[str]:
+    for rows, tile in _tiles("outlier_matmul", guesses):
         x = QuantizedRows(
             _empty(rows, _K, dtype=_INT8),
             _empty(rows, 1, dtype=torch.float32),
@@ -121,8 +125,8 @@ def _launch_eight(
     eight_bit_matmul.launch(x, _empty(_N, _K, dtype=dtype), scales, None, _empty(rows, _N), tile, context)
 
 
-def _blocks(context: CompilingContext) -> Iterator[str]:
-    for rows, tile in _tiles("fp8_block_matmul"):
+def _blocks(context: CompilingContext, guesses: bool) -> Iterator[str]:
+    for rows, tile in _tiles("fp8_block_matmul", guesses):
         x = QuantizedRows(_empty(rows, _K, dtype=_FP8), _empty(rows, _K // 128, dtype=torch.float32))
         scales = _empty(_N // 128, _K // 128, dtype=torch.float32)
         codes = _empty(_N, _K, dtype=_FP8)
@@ -130,7 +134,7 @@ def _blocks(context: CompilingContext) -> Iterator[str]:
         yield _words(tile)
 
 
-def _grouped(context: CompilingContext) -> Iterator[str]:
+def _grouped(context: CompilingContext, guesses: bool) -> Iterator[str]:
     experts, offsets = 8, torch.zeros(9, dtype=torch.int32)
     packed = PackedInt4(
         codes=_empty(experts, _N // 64, _K // 128, 64, 32, dtype=torch.int16),
@@ -141,7 +145,7 @@ def _grouped(context: CompilingContext) -> Iterator[str]:
         inputs=_K,
         group=128,
     )
-    for rows in (16, 512, 4096):
+    for rows in (16, 4096) if guesses else (16, 512, 4096):
         y = _empty(rows, _N)
         grouped_matmul.grouped_dense(_empty(rows, _K), _empty(experts, _N, _K), None, offsets, y, context)
         yield f"bf16, {rows} rows, {experts} experts"
@@ -153,7 +157,7 @@ def _grouped(context: CompilingContext) -> Iterator[str]:
         yield f"W4A16, {rows} rows, {experts} experts"
 
 
-def _rows(context: CompilingContext) -> Iterator[str]:
+def _rows(context: CompilingContext, guesses: bool) -> Iterator[str]:
     formats = (
         (None, "bf16"),
         (ActivationFormat(precision="int8"), "int8"),
@@ -163,7 +167,8 @@ def _rows(context: CompilingContext) -> Iterator[str]:
         (ActivationFormat(precision="int8", outlier_threshold=6.0), "LLM.int8"),
     )
     count = torch.zeros(1, dtype=torch.int32)
-    for activation, name in formats:
+    # Of every way that a row ends: unrounded, with a scale found, given, by group, with outliers.
+    for activation, name in formats[::2] if guesses else formats:
         saturated = count if activation is not None and activation.scale is not None else None
         add_norm(_empty(4, _K), _empty(4, _K), _empty(_K), 1e-5, activation, context, saturated=saturated)
         yield name
@@ -174,9 +179,9 @@ def _rows(context: CompilingContext) -> Iterator[str]:
             yield name
 
 
-def _attention(context: CompilingContext) -> Iterator[str]:
+def _attention(context: CompilingContext, guesses: bool) -> Iterator[str]:
     tables = torch.zeros(4, 64, dtype=torch.int32)
-    for dtype in (_BF16, _FP8, _INT8):
+    for dtype in (_BF16, _INT8) if guesses else (_BF16, _FP8, _INT8):
         scales = _empty(64, 16, 16, dtype=torch.float32) if dtype == _INT8 else None
         layer = PagedLayer(_empty(64, 16, 16, 128, dtype=dtype), token_scales=scales)
         lengths = torch.ones(4, dtype=torch.int32)

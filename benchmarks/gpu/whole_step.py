@@ -1,4 +1,4 @@
-"""Whole steps of the PyTorch executor on random weights: what a user of the engine gets, host time included."""
+"""Whole steps of the PyTorch executor on random weights: what an engine gets, host time included."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ class Stepper:
     def _request(self, name: str, tokens: int) -> Request:
         prompt = tuple((7 * i + len(name)) % self._vocabulary for i in range(tokens))
         params = SamplingParams(temperature=0.0, max_tokens=10**4)
-        return Request(request_id=name, prompt_token_ids=prompt, params=params, seed=0, max_output_tokens=10**4)
+        return Request(
+            request_id=name, prompt_token_ids=prompt, params=params, seed=0, max_output_tokens=10**4
+        )
 
     def _decode(self, streams: int) -> None:
         requests = self._requests[:streams]

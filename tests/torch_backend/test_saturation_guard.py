@@ -26,9 +26,7 @@ def layer_with(scale, precision="int8"):
         group_size=INPUTS,
     )
     part = QuantizedLinear(weight, ActivationFormat(precision=precision, scale=scale))
-    layer = build_linear(
-        [part], [lambda rows: rows], None, dtype=torch.float32, device=torch.device("cpu")
-    )
+    layer = build_linear([part], [lambda rows: rows], None, dtype=torch.float32, device=torch.device("cpu"))
     assert isinstance(layer, GuardedLinear)
     return layer, torch.from_numpy(weight.dequantize())
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -77,7 +77,7 @@ def _one_by_one(x: Tensor, weights: ExpertWeights, expert_offsets: Tensor) -> Te
     expert_of, outputs = _reference(x, weights)
     y = x.new_empty((len(x), outputs))
     bounds = expert_offsets.tolist()
-    for expert, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for expert, (start, end) in enumerate(pairwise(bounds)):
         if end > start:
             y[start:end] = expert_of(expert, x[start:end])
     return y

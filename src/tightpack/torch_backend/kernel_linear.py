@@ -1,7 +1,7 @@
 """Linears over the Triton kernels: on CUDA, what `linear` and `rounded_linear` are elsewhere.
 
-Each takes a tensor, or the input already rounded as its `input_format` says (see `fused_rows`), and gives what
-the reference gives up to the order of its sums.
+Each takes a tensor, or the input already rounded as its `input_format` says (see `fused_rows`), and gives
+what the reference gives up to the order of its sums.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _BLOCK = 128
 
 
 def kernel_context(device: torch.device, dtype: torch.dtype) -> KernelContext | None:
-    """What the kernels of a decoder in `dtype` share; None where PyTorch alone computes: on a CPU, in float32,
-    and where Triton is not installed."""
+    """What the kernels of a decoder in `dtype` share; None where PyTorch alone computes: on a CPU, in
+    float32, and where Triton is not installed."""
     if device.type != "cuda" or dtype not in _DTYPES or importlib.util.find_spec("triton") is None:
         return None
     from tightpack.torch_backend.kernels.context import KernelContext
@@ -157,9 +157,9 @@ def build_kernel_linear(
     device: torch.device,
     context: KernelContext,
 ) -> LinearLayer | None:
-    """A layer over the kernels for linears of one input and one activation format, their outputs one after the
-    other; None where no kernel computes them as they are: dense weights, groups of other sizes than 32, 64 and
-    multiples of 128, weights and inputs of different types.
+    """A layer over the kernels for linears of one input and one activation format, their outputs one after
+    the other; None where no kernel computes them as they are: dense weights, groups of other sizes than 32,
+    64 and multiples of 128, weights and inputs of different types.
 
     bias: of all parts, permuted already, on the device. dtype: bfloat16 or float16.
     """

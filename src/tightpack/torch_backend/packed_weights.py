@@ -94,10 +94,8 @@ def int4_key(weight: IntWeight) -> tuple[object, ...]:
     return (weight.shape[1], min(weight.group_size, weight.shape[1]), weight.minimums is not None, order)
 
 
-def pack_int4(
-    weights: Sequence[IntWeight], orders: Sequence[RowOrder], device: torch.device
-) -> PackedInt4:
-    """Weights of one `int4_key`, one below the other, on the device. orders: what permutes each one's rows."""
+def pack_int4(weights: Sequence[IntWeight], orders: Sequence[RowOrder], device: torch.device) -> PackedInt4:
+    """Weights of one `int4_key`, one below the other, on the device. orders: what permutes each's rows."""
     first = weights[0]
     inputs = first.shape[1]
     group = 0 if first.group_size >= inputs else first.group_size
@@ -257,9 +255,7 @@ def _in_tiles(codes: Tensor) -> Tensor:
     """uint8 [outputs, inputs] below 16 to int16 tiles; what is beyond is 0."""
     outputs, inputs = codes.shape
     across, down = -(-inputs // INPUTS_A_TILE), -(-outputs // OUTPUTS_A_TILE)
-    tiles = torch.empty(
-        (down, across, OUTPUTS_A_TILE, _WORDS_A_ROW), dtype=torch.int16, device=codes.device
-    )
+    tiles = torch.empty((down, across, OUTPUTS_A_TILE, _WORDS_A_ROW), dtype=torch.int16, device=codes.device)
     for start in range(0, outputs, _ROWS_AT_A_TIME):
         rows = codes[start : start + _ROWS_AT_A_TIME]
         count = -(-len(rows) // OUTPUTS_A_TILE)

@@ -1,4 +1,4 @@
-"""Products of 8-bit floats through PyTorch's `_scaled_mm`, which is cuBLAS or CUTLASS, and a reference for it."""
+"""Products of 8-bit floats through PyTorch's `_scaled_mm` (cuBLAS or CUTLASS), and a reference for it."""
 
 from __future__ import annotations
 

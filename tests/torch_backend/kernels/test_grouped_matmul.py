@@ -37,7 +37,9 @@ def assert_close(ours, exact):
 @pytest.mark.parametrize(("outputs", "inputs"), [(130, 128), (64, 200)])
 def test_dense(context, routing, outputs, inputs):
     x = rows_of(routing, inputs)
-    weights = torch.randn(len(routing), outputs, inputs, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weights = torch.randn(
+        len(routing), outputs, inputs, generator=torch.Generator().manual_seed(0)
+    ).bfloat16()
     for kernels in (context, None):
         ours = grouped_matmul(x, DenseExperts(weights), offsets_of(routing), context=kernels)
         assert_close(ours, by_expert(x, weights, routing))

@@ -113,7 +113,9 @@ def test_from_checkpoints(random_int_weight, assert_product, context, layout):
 def test_rows_that_are_views(random_int_weight, assert_product, context):
     weight = random_int_weight(64, 128, 128)
     x = rows_of(4, 200)[:, 8:136]
-    assert_product(int4_matmul(x, pack_int4([weight], [as_it_is], CPU), None, context), x, weight.dequantize())
+    assert_product(
+        int4_matmul(x, pack_int4([weight], [as_it_is], CPU), None, context), x, weight.dequantize()
+    )
 
 
 def test_splits_leave_their_counters_as_they_found_them(random_int_weight, context):

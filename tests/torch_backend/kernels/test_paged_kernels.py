@@ -1,4 +1,4 @@
-"""Rope with cache write, and paged attention, against the decoder's rotation, its caches and a plain softmax."""
+"""Rope with cache write, and paged attention, against the decoder's rotation and a plain softmax."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def empty_layer(store, blocks, kv_heads, block_size, width):
     shape = (blocks, 2 * kv_heads, block_size, width)
     scales = (0.03, 0.02) if store.endswith("scales") else (1.0, 1.0)
     by_token = torch.zeros(shape[:3]) if store == "int8-token" else None
-    return PagedLayer(torch.zeros(shape, dtype=torch.int8 if dtype != torch.bfloat16 else dtype).view(dtype), *scales, by_token)
+    return PagedLayer(
+        torch.zeros(shape, dtype=torch.int8 if dtype != torch.bfloat16 else dtype).view(dtype),
+        *scales,
+        by_token,
+    )
 
 
 def stored(values, layer, scale):
@@ -97,7 +101,9 @@ def filled(store, kv_heads, width, contexts, block_size=16, seed=1):
         if layer.pool.dtype == torch.bfloat16:
             codes = values.bfloat16()
         else:
-            scale = torch.tensor([layer.key_scale, layer.value_scale]).repeat_interleave(kv_heads).view(1, -1, 1)
+            scale = (
+                torch.tensor([layer.key_scale, layer.value_scale]).repeat_interleave(kv_heads).view(1, -1, 1)
+            )
             if layer.token_scales is not None:
                 scale = row_scales(values, 127.0)
                 layer.token_scales[blocks] = scale.view(count, block_size, -1).transpose(1, 2)
@@ -115,7 +121,9 @@ def reference(queries, entries, scale, window=None, softcap=None):
     """queries [count, heads, width], the last of a context; entries [context, 2 * kv_heads, width]."""
     count, heads, _ = queries.shape
     context, kv_heads = len(entries), entries.shape[1] // 2
-    keys, values = (part.repeat_interleave(heads // kv_heads, 1).double() for part in entries.split(kv_heads, 1))
+    keys, values = (
+        part.repeat_interleave(heads // kv_heads, 1).double() for part in entries.split(kv_heads, 1)
+    )
     scores = torch.einsum("qhd,khd->hqk", queries.double(), keys) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -47,7 +47,9 @@ def assert_rounded(ours, exact, activation, loose=False):
     assert ((values - expected.dequantize().view(values.shape)).abs() <= 1.5 * step).all()
     if activation.outlier_threshold is not None:
         flagged = [(int(word) >> bit) & 1 for row in ours.flags.tolist() for word in row for bit in range(32)]
-        large = functional.pad(exact.float().abs() >= activation.outlier_threshold, (0, -exact.shape[1] % 4096))
+        large = functional.pad(
+            exact.float().abs() >= activation.outlier_threshold, (0, -exact.shape[1] % 4096)
+        )
         assert flagged == large.view(len(exact), -1, 128).any(-1).flatten().int().tolist()
 
 
@@ -83,7 +85,7 @@ def test_numbers_that_are_not_finite_stay_so(context, name):
     values = ours.codes.float().view(*ours.scales.shape, -1) * ours.scales.unsqueeze(-1)
     finite = values.view(4, 192).isfinite().all(1).tolist()
     # With a threshold an infinite number is an outlier, and reaches the product as it is.
-    assert finite == [True, True, False, name == "llm.int8" or "static" in name and finite[3]]
+    assert finite == [True, True, False, name == "llm.int8" or ("static" in name and finite[3])]
 
 
 def test_saturated_numbers_are_counted(context):
@@ -143,6 +145,6 @@ def test_formats_that_row_kernels_do_not_know():
     assert not rounds(200, ActivationFormat(precision="fp8", per="group", group_size=128))
     assert not rounds(2**17, ActivationFormat(precision="int8"))
     with pytest.raises(ValueError, match="cannot be rounded"):
-        from tightpack.torch_backend.kernels.quantize_rows import quantize_rows as quantize
-
-        quantize(torch.zeros(1, 200), ActivationFormat(precision="fp8", per="group", group_size=128), None)
+        quantize_rows(
+            torch.zeros(1, 200), ActivationFormat(precision="fp8", per="group", group_size=128), None
+        )

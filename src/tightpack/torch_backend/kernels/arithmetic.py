@@ -106,8 +106,8 @@ def narrow(values, dtype: tl.constexpr):
 
 @triton.jit
 def dot(left, right, total):
-    """total + left right, summed in int32 or float32; the interpreter multiplies no bfloat16 and no 8-bit
-    floats. Hopper sums 8-bit floats with 14 bits or so; every 128 products at the most go to a float32 sum."""
+    """total + left right, summed in int32 or float32. Hopper sums 8-bit floats with 14 bits or so: after
+    every 128 products they go to a float32 sum. The interpreter multiplies no bfloat16, no 8-bit floats."""
     if left.dtype == tl.int8:
         result = tl.dot(left, right, total, out_dtype=tl.int32)
     elif INTERPRETED:

@@ -29,7 +29,9 @@ class KernelContext:
 
     def __init__(self, device: torch.device, *, tune: bool = True) -> None:
         if device.type != "cuda" and not INTERPRETED:
-            raise ValueError(f"Triton kernels run on CUDA, not on {device}; set TRITON_INTERPRET=1 to try them")
+            raise ValueError(
+                f"Triton kernels run on CUDA, not on {device}; set TRITON_INTERPRET=1 to try them"
+            )
         self.device = device
         self._tune = tune and not INTERPRETED
         self._chosen: dict[tuple[str, tuple[int, ...], int], Tile] = {}
@@ -57,9 +59,7 @@ class KernelContext:
         """Run a `triton.jit` function; every launch of every kernel comes through here."""
         kernel[grid](*args, **options)
 
-    def choose(
-        self, kernel: str, shape: tuple[int, ...], rows: int, run: Callable[[Tile], None]
-    ) -> Tile:
+    def choose(self, kernel: str, shape: tuple[int, ...], rows: int, run: Callable[[Tile], None]) -> Tile:
         """The tile for a kernel of `tiles.TILES` at a shape; `run` computes with one."""
         key = (kernel, shape, row_bucket(rows))
         tile = self._chosen.get(key)
@@ -88,7 +88,8 @@ class KernelContext:
             end.record()
             pairs.append((start, end))
         torch.cuda.synchronize(self.device)
-        return sorted(start.elapsed_time(end) for start, end in pairs)[_TRIALS // 2]
+        milliseconds: list[float] = [start.elapsed_time(end) for start, end in pairs]
+        return sorted(milliseconds)[_TRIALS // 2]
 
     def finish_tuning(self) -> None:
         """Give back the memory that trials took."""

@@ -61,7 +61,7 @@ def int4_tile(
     even_inputs: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """float32 [len(outputs), len(x_rows)]: the product over tiles first_block .. last_block - 1 of the inputs.
+    """float32 [len(outputs), len(x_rows)]: the product over the inputs of tiles first_block to last_block.
 
     group: inputs that share a scale, 0 for all. scale_weights: else the sums of a group are scaled.
     """

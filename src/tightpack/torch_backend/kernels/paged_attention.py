@@ -73,7 +73,9 @@ def _paged_attention(
     dim = tl.arange(0, width_block)
     in_head = dim < width
     q_places = (start + query).to(tl.int64) * qkv_stride + head * width
-    q = tl.load(qkv_ptr + q_places[:, None] + dim[None, :], mask=is_row[:, None] & in_head[None, :], other=0.0)
+    q = tl.load(
+        qkv_ptr + q_places[:, None] + dim[None, :], mask=is_row[:, None] & in_head[None, :], other=0.0
+    )
 
     # Keys that some row of the tile sees, and of them this split's.
     last_query = tl.minimum(first_query + queries_a_tile, num_queries) - 1
@@ -145,11 +147,7 @@ def _paged_attention(
 @triton.jit
 def _widened(codes, dtype: tl.constexpr):
     """Cache entries as numbers of `dtype`, exactly."""
-    if codes.dtype == dtype:
-        wide = codes
-    else:
-        wide = narrow(codes.to(tl.float32), dtype)
-    return wide
+    return codes if codes.dtype == dtype else narrow(codes.to(tl.float32), dtype)
 
 
 @triton.jit

@@ -108,9 +108,7 @@ def rounds(width: int, activation: ActivationFormat) -> bool:
     return True
 
 
-def empty_rows(
-    source: Tensor, rows: int, width: int, activation: ActivationFormat
-) -> QuantizedRows:
+def empty_rows(source: Tensor, rows: int, width: int, activation: ActivationFormat) -> QuantizedRows:
     """Room for `rows` rows. source: what is rounded, kept for its outliers."""
     dtype = torch.int8 if activation.precision == "int8" else torch.float8_e4m3fn
     grouped = activation.per == "group" and activation.scale is None
