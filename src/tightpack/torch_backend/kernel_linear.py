@@ -6,7 +6,6 @@ what the reference gives up to the order of its sums.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,16 +38,6 @@ _DTYPES = (torch.bfloat16, torch.float16)
 _FEW_ROWS = 64
 # Side of the weights' blocks and the inputs' groups in DeepSeek-V3's format.
 _BLOCK = 128
-
-
-def kernel_context(device: torch.device, dtype: torch.dtype) -> KernelContext | None:
-    """What the kernels of a decoder in `dtype` share; None where PyTorch alone computes: on a CPU, in
-    float32, and where Triton is not installed."""
-    if device.type != "cuda" or dtype not in _DTYPES or importlib.util.find_spec("triton") is None:
-        return None
-    from tightpack.torch_backend.kernels.context import KernelContext
-
-    return KernelContext(device)
 
 
 class Int4Linear:
