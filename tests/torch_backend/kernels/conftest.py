@@ -63,7 +63,7 @@ def assert_product():
         if bias is not None:
             exact = exact + bias.double()
         largest = exact.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}[y.dtype]
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2, torch.float16: 1e-3}[y.dtype]
         assert ((y.double() - exact).abs() / largest).max() < tolerance
 
     return check
