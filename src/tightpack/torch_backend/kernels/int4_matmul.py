@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tightpack.torch_backend.kernels.arithmetic import dot, narrow, nibble, raised_zero
+from tightpack.torch_backend.kernels.arithmetic import dot, minus_zero, narrow, nibble
 from tightpack.torch_backend.kernels.context import KernelContext
 from tightpack.torch_backend.kernels.output_tiles import store_tile, sum_of_splits, tile_origin
 from tightpack.torch_backend.kernels.tiles import Tile
@@ -83,12 +83,12 @@ def int4_tile(
                 which = 0 if group == 0 else (block * 128 + i * 32) // group
                 scale = tl.load(scales_ptr + which * padded_outputs + outputs).to(tl.float32)
                 if has_zeros:
-                    zero = raised_zero(tl.load(zeros_ptr + which * padded_outputs + outputs), dtype)
+                    zero = minus_zero(tl.load(zeros_ptr + which * padded_outputs + outputs), dtype)
                 elif has_minimums:
-                    zero = raised_zero(tl.zeros((block_n,), tl.float32), dtype)
+                    zero = minus_zero(tl.zeros((block_n,), tl.float32), dtype)
                     minimum = tl.load(minimums_ptr + which * padded_outputs + outputs).to(tl.float32)
                 else:
-                    zero = raised_zero(tl.full((block_n,), _SYMMETRIC_ZERO, tl.float32), dtype)
+                    zero = minus_zero(tl.full((block_n,), _SYMMETRIC_ZERO, tl.float32), dtype)
             there = row_is_there[None, :]
             if not even_inputs:
                 there = there & (block * 128 + i * 32 + lane < inputs)[:, None]
