@@ -7,7 +7,7 @@ STAMPS := $(VENV)/.stamps
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint check table clean
+.PHONY: help demo test lint check table gpu-check clean
 
 help:
 	@echo "make demo    a tour of both levers, precision and batching, on a real model: two minutes"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make check   lint and test: what CI runs"
 	@echo "make table   write the README's table from the newest benchmarks/results/*.json"
+	@echo "make gpu-check   build, check and time the GPU kernels and whole steps (docs/gpu.md)"
 	@echo "make clean   remove .venv and build/"
 
 demo: $(STAMPS)/package $(STAMPS)/model
@@ -37,6 +38,9 @@ check: lint test
 
 table: $(STAMPS)/package
 	$(VENV)/bin/python benchmarks/make_table.py
+
+gpu-check: $(STAMPS)/package $(STAMPS)/torch
+	@$(VENV)/bin/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight, Quant
 from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.rounded_linear import GroupRoundedLinear, RoundedLinear, SideBySide
+from tightpack.torch_backend.saturation_guard import GuardedLinear
 from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 
 RowOrder = Callable[[Tensor], Tensor]
@@ -30,7 +32,7 @@ def build_linear(
     orders: what permutes each part's rows. bias: of all parts, permuted already, on the device.
     They are one product unless they round their input differently. Weights are rounded to `dtype` once, here,
     where the input is not rounded; else see `rounded_linear`. context: of the kernels, which take those that
-    they compute as they are stored.
+    they compute as they are stored. A static input scale is watched over: see `saturation_guard`.
     """
     activation = parts[0].activation
     if any(part.activation != activation for part in parts):
@@ -42,11 +44,31 @@ def build_linear(
                 for part, order, own in zip(parts, orders, biases, strict=True)
             ]
         )
+    layer: LinearLayer | None = None
     if context is not None:
         build = backend_module("kernel_linear").build_kernel_linear
-        layer: LinearLayer | None = build(parts, orders, bias, dtype=dtype, device=device, context=context)
-        if layer is not None:
-            return layer
+        layer = build(parts, orders, bias, dtype=dtype, device=device, context=context)
+    if layer is None:
+        layer = _reference_linear(parts, orders, bias, dtype=dtype, device=device)
+    if activation is None or activation.scale is None:
+        return layer
+
+    def unrounded() -> LinearLayer:
+        plain = [replace(part, activation=None) for part in parts]
+        return build_linear(plain, orders, bias, dtype=dtype, device=device, context=context)
+
+    return GuardedLinear(layer, activation, parts[0].weight.shape[1], unrounded, device)
+
+
+def _reference_linear(
+    parts: Sequence[QuantizedLinear],
+    orders: Sequence[RowOrder],
+    bias: Tensor | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LinearLayer:
+    activation = parts[0].activation
     if activation is None:
         return Linear(_stacked(map(_dense, parts), orders, dtype, device), bias)
     by_row = [_scaled_by_row(part) for part in parts]
