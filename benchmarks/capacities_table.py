@@ -189,9 +189,10 @@ def draw(found: Capacities) -> str:
     for mix, ceiling in zip(found.mixes, ceilings, strict=True):
         variants = found.variants(mix)
         bottom = top + TITLE + len(variants) * (BAR + GAP)
+        beside = f"ceiling {ceiling:.3g}, dashed" if ceiling else ""
         parts.append(
             f'<text x="{LEFT}" y="{top + 20:.0f}"><tspan class="title">{escape(mix)}</tspan>'
-            f'<tspan class="small" dx="10">{f"ceiling {ceiling:.3g}, dashed" if ceiling else ""}</tspan></text>'
+            f'<tspan class="small" dx="10">{beside}</tspan></text>'
         )
         for row, variant in enumerate(variants):
             parts += _bar(found.rate(mix, variant), variant, top + TITLE + row * (BAR + GAP), scale)
