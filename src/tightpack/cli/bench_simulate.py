@@ -110,7 +110,6 @@ def read_simulation(
         machine,
         replace(weights, kv_bits=kv_bits),
         tensor_parallel_size=int(match["count"] or 1),
-        experts=model.experts,
     )
     num_blocks = cost_model.num_blocks(_BLOCK_SIZE)
     return Simulation(
