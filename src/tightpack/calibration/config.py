@@ -267,7 +267,7 @@ def _scheme(config: QuantizationConfig) -> SiteScheme:
         return SiteScheme(precision="fp8", activation=ActivationFormat(precision="fp8"))
     activation = None
     if config.method == "smoothquant":
-        activation = ActivationFormat(precision="int8")
+        activation = ActivationFormat(precision="int8", steps=255)
     if config.method == "llm.int8":
         activation = ActivationFormat(precision="int8", outlier_threshold=config.outlier_threshold)
     return SiteScheme(
