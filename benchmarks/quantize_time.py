@@ -28,7 +28,7 @@ PEER = Path(__file__).resolve().parent / "peers" / "quantize_llmcompressor.py"
 OURS, THEIRS = "tightpack", "llm-compressor"
 
 
-def quantize_here(model: str, text: str, samples: int, length: int, group_size: int) -> None:
+def quantize_here(model: str, text: str, samples: int, length: int, group_size: int, dtype: str) -> None:
     """In a process of its own: prints one line of JSON."""
     from tightpack import QuantizationConfig, quantize
 
@@ -38,6 +38,7 @@ def quantize_here(model: str, text: str, samples: int, length: int, group_size: 
         samples=samples,
         sequence_length=length,
         evaluation_samples=1,
+        dtype=dtype,
     )
     with tempfile.TemporaryDirectory() as scratch:
         report = quantize(model, Path(scratch) / "out", config, calibration=text)
@@ -85,17 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--dtype", default="auto", help="of dense arithmetic here; theirs is in bfloat16")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     numbers = (options.samples, options.sequence_length, options.group_size)
     if options.here:
-        quantize_here(options.model, str(options.text), *numbers)
+        quantize_here(options.model, str(options.text), *numbers, options.dtype)
         return 0
     if options.peer_python is None or options.rounds < 1:
         parser.error("give --peer-python, and at least one round")
     values = [options.model, str(options.text)]
-    ours = [sys.executable, __file__, *values, "--here"]
+    ours = [sys.executable, __file__, *values, "--here", "--dtype", options.dtype]
     for flag, number in zip(("--samples", "--sequence-length", "--group-size"), numbers, strict=True):
         ours += [flag, str(number)]
     commands = {OURS: ours, THEIRS: [options.peer_python, str(PEER), *values, *map(str, numbers)]}
@@ -121,6 +123,7 @@ def _save(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> Non
         "samples": options.samples,
         "sequence_length": options.sequence_length,
         "group_size": options.group_size,
+        "dtype": options.dtype,
         "machine": describe_machine(),
         "runs": list(runs),
     }
