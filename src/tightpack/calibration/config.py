@@ -160,10 +160,12 @@ class QuantizationRecipe:
     """A configuration for one model, with every choice made.
 
     schemes: layer and site to scheme; of a mix, what they are before precisions are assigned.
+    mixture: of experts, whose linears are rounded alone: LLM.int8 then goes without smoothing.
     """
 
     config: QuantizationConfig
     schemes: Mapping[tuple[int, str], SiteScheme]
+    mixture: bool = False
 
     def scheme(self, layer: int, site: Site) -> SiteScheme:
         return self.schemes[layer, site.name]
@@ -173,7 +175,7 @@ class QuantizationRecipe:
         """Whether anything is measured on calibration text; the others round weights alone."""
         config = self.config
         return (
-            config.method in ("gptq", *SCALED)
+            (config.method in ("gptq", *SCALED) and not (self.mixture and config.method == "llm.int8"))
             or config.fp8_fallback is not None
             or config.kv_cache_dtype != "auto"
             or bool(config.mixed)
@@ -218,6 +220,7 @@ def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
             for layer in range(spec.num_layers)
             for site in SITES
         },
+        mixture=spec.is_mixture,
     )
     if spec.is_mixture and recipe.needs_text:
         raise ValueError(
