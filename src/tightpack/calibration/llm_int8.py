@@ -26,8 +26,8 @@ def int8_channels(
 
     weight: [outputs, inputs]. group_size: inputs that share a scale; None for all of them.
     search: use code -128 too, and of 16 scales around the one that gives it to the largest weight (negative
-        where that is positive) take the one of least squared error. On SmolLM2 that error is 7 % lower, and
-        the divergence of int8 weights a tenth.
+        where that is positive) take the one of least squared error: on SmolLM2 5 to 7 % lower. The
+        divergence of int8 weights fell by a tenth on 12 x 512 tokens, and not on 64 x 512 others.
     """
     check_weight(weight, group_size)
     size = weight.shape[1] if group_size is None else group_size
