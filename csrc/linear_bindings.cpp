@@ -147,7 +147,7 @@ PackedLinear bound_pack_gguf(const std::vector<Matrix<std::uint8_t>>& given, con
 }
 
 RowFormat make_format(const std::string& codes, std::int64_t width, std::int64_t group, bool fp8, float static_scale,
-                      float outlier_threshold, int weight_offset) {
+                      int steps, float outlier_threshold, int weight_offset) {
     RowFormat format;
     if (codes != "int8" && codes != "bf16") refuse("codes must be \"int8\" or \"bf16\", not \"" + codes + "\"");
     format.codes = codes == "int8" ? RowFormat::Codes::int8 : RowFormat::Codes::bf16;
@@ -164,6 +164,8 @@ RowFormat make_format(const std::string& codes, std::int64_t width, std::int64_t
     }
     format.fp8 = fp8;
     format.static_scale = static_scale;
+    if (steps != 254 && steps != 255) refuse("steps must be 254 or 255, not " + std::to_string(steps));
+    format.steps = steps;
     format.outlier_threshold = outlier_threshold;
     format.weight_offset = weight_offset;
     return format;
@@ -284,12 +286,12 @@ void bind_linears(nb::module_& m) {
         .def(
             "__init__",
             [](RowFormat* self, const std::string& codes, std::int64_t width, std::int64_t group, bool fp8,
-               float static_scale, float outlier_threshold, int weight_offset) {
+               float static_scale, int steps, float outlier_threshold, int weight_offset) {
                 new (self) RowFormat(
-                    make_format(codes, width, group, fp8, static_scale, outlier_threshold, weight_offset));
+                    make_format(codes, width, group, fp8, static_scale, steps, outlier_threshold, weight_offset));
             },
             "codes"_a, nb::kw_only(), "width"_a, "group"_a = 0, "fp8"_a = false, "static_scale"_a = 0.0f,
-            "outlier_threshold"_a = 0.0f, "weight_offset"_a = 0)
+            "steps"_a = 254, "outlier_threshold"_a = 0.0f, "weight_offset"_a = 0)
         .def_ro("width", &RowFormat::width)
         .def_ro("group", &RowFormat::group)
         .def_prop_ro("codes",

@@ -11,7 +11,7 @@ namespace tightpack {
 // What becomes of a row x of `width` float32 numbers.
 struct RowFormat {
     enum class Codes {
-        int8,  // round(x / scale), ties to even, in -127 .. 127
+        int8,  // round(x / scale), ties to even, in -127 .. 127, or of 255 steps in -128 .. 127
         bf16,  // x / scale rounded to bfloat16, or, with fp8, to E4M3 (saturating at 448) and kept as bfloat16
     };
 
@@ -20,8 +20,10 @@ struct RowFormat {
     // Neighbouring numbers that share a scale; width for one scale a row; 0 for none at all (plain bf16).
     std::int64_t group = 0;
     bool fp8 = false;
-    // 0: dynamic, the group's largest magnitude over 127 or 448 (1 where all are 0).
+    // 0: dynamic, the group's largest magnitude over half the steps or 448 (1 where all are 0).
     float static_scale = 0;
+    // Of int8: 254 or 255.
+    std::int32_t steps = 254;
     // Above 0: numbers of at least this magnitude are taken out of the row first, and kept exactly (LLM.int8,
     // Dettmers et al. 2022).
     float outlier_threshold = 0;

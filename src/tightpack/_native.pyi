@@ -75,10 +75,11 @@ class PackedLinear:
 class RowFormat:
     """How a linear's input is rounded, a row a token.
 
-    codes: "int8" (round(x / scale), ties to even, -127 .. 127) or "bf16" (x itself, or with fp8 x / scale as
+    codes: "int8" (round(x / scale), ties to even) or "bf16" (x itself, or with fp8 x / scale as
         E4M3, saturating at 448).
     width: numbers a row. group: neighbours that share a scale; 0 for one scale a row.
-    static_scale: 0 for a dynamic one, the group's largest magnitude over 127 or 448.
+    static_scale: 0 for a dynamic one, the group's largest magnitude over half of `steps` or 448.
+    steps: of int8 codes: 254 of them reach from -127 to 127, 255 from -128.
     outlier_threshold: numbers of at least this magnitude stay exact (LLM.int8, Dettmers et al. 2022); 0 for
         none.
     weight_offset: for int8 codes, 8 or 128 where the weights are symmetric in 4 or 8 bits, else 0.
@@ -93,6 +94,7 @@ class RowFormat:
         group: int = 0,
         fp8: bool = False,
         static_scale: float = 0.0,
+        steps: int = 254,
         outlier_threshold: float = 0.0,
         weight_offset: int = 0,
     ) -> None: ...

@@ -78,3 +78,20 @@ def test_tied_inputs_stay_tied_in_the_search(weight, correlated_inputs):
         [weight], correlated_inputs.abs().amax(dim=0), correlated_inputs.reshape(4, 128, 64), tied=tied
     )
     assert torch.equal(scales[::2], scales[1::2])
+
+
+def test_llm_int8_keeps_outliers_and_the_meaning_of_its_threshold(weight, correlated_inputs):
+    """With entries from 6 on exact, in float64, the search is at least as near as every centred alpha."""
+    absmax = correlated_inputs.abs().amax(dim=0)
+
+    def error(scales):
+        x, w = (correlated_inputs / scales).double(), (weight * scales).double()
+        kept = torch.where(x.abs() >= 2.0, x, 0.0)
+        steps = (x - kept).abs().amax(1, keepdim=True) / 127, w.abs().amax(1, keepdim=True) / 127
+        made = (((x - kept) / steps[0]).round() * steps[0] + kept) @ ((w / steps[1]).round() * steps[1]).T
+        return float((made - correlated_inputs.double() @ weight.double().T).square().sum())
+
+    found = searched_smoothquant_scales([weight], absmax, correlated_inputs, outlier_threshold=2.0)
+    assert float(found.log().mean()) == pytest.approx(0.0, abs=1e-5)
+    each = [error(smoothquant_scales([weight], absmax, alpha, centred=True)) for alpha in ALPHAS]
+    assert error(found) == pytest.approx(min(each), rel=1e-3)

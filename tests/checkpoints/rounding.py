@@ -70,5 +70,5 @@ def quantized(
             yield name, linear
 
 
-INT8_TOKEN = ActivationFormat(precision="int8")
+INT8_TOKEN = ActivationFormat(precision="int8", steps=255)
 FP8_TOKEN = ActivationFormat(precision="fp8")

@@ -16,6 +16,8 @@ import transformers
 
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.checkpoints.quantized_writer import write_quantized
+from tightpack.schemes.compressed_tensors import Fp8Layout, IntLayout
+from tightpack.schemes.compressed_tensors_config import read_recipe
 from tightpack.schemes.quantized import (
     ActivationFormat,
     Fp8Weight,
@@ -23,6 +25,7 @@ from tightpack.schemes.quantized import (
     KVCacheFormat,
     QuantizedLinear,
 )
+from tightpack.torch_backend.input_rounding import round_input
 
 pytest.importorskip("compressed_tensors")
 
@@ -32,7 +35,9 @@ from compressed_tensors.quantization import (
     QuantizationStatus,
     apply_quantization_config,
 )
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.quant_args import QuantizationArgs
+from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
 
 INT8_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 FP8_TOKEN = {**INT8_TOKEN, "type": "float"}
@@ -163,8 +168,44 @@ def test_the_package_s_checkpoints(
                 per=given["strategy"],
                 scale=None if given["dynamic"] else 0.03125,
                 group_size=given.get("group_size"),
+                steps=255 if given["type"] == "int" else 254,
             )
     np.testing.assert_array_equal(checkpoint.read("lm_head.weight"), reference["lm_head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"strategy": "token", "dynamic": True},
+        {"strategy": "group", "group_size": 32, "dynamic": True},
+        {"strategy": "tensor", "dynamic": False},
+    ],
+    ids=["token", "group", "static"],
+)
+def test_inputs_are_rounded_as_the_package_rounds_them(kind: str, where: dict[str, Any]) -> None:
+    """To the bit: scale, codes and what they stand for."""
+    fields = {"num_bits": 8, "type": kind, "symmetric": True, **where}
+    x = torch.randn(1, 50, 128, generator=torch.Generator().manual_seed(4)) * 3
+    x[0, 7] = 0
+    arguments = QuantizationArgs(**fields)
+    if where["dynamic"]:
+        scale, zero = compute_dynamic_scales_and_zp(x, arguments, torch.nn.Identity())
+    else:
+        scale, zero = torch.tensor([0.0625]), torch.zeros(1)
+    theirs = fake_quantize(x, scale, zero.to(x.dtype), arguments)
+
+    group = {"targets": ["Linear"], "weights": weights(8, kind, strategy="channel")}
+    layout = read_recipe(
+        {
+            "format": "int-quantized" if kind == "int" else "float-quantized",
+            "config_groups": {"group_0": {**group, "input_activations": fields}},
+        }
+    ).layout_of(["model.layers.0.mlp.up_proj"])
+    assert isinstance(layout, IntLayout | Fp8Layout)
+    assert layout.activations is not None
+    form = layout.activations.read({"input_scale": np.array([0.0625], np.float32)})
+    assert torch.equal(round_input(x[0], form).dequantize(), theirs[0])
 
 
 def test_mixed_groups_and_a_cache(tmp_path: Path, tokenizer_files: Callable[[Path], None]) -> None:

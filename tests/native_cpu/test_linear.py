@@ -116,6 +116,19 @@ def test_a_scale_an_output(bits: int, row_group: int, inputs: int, instruction_s
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extreme_codes(sign: int, instruction_set: str) -> None:
+    """Sums of 16 bits, which some instruction sets take on the way, must hold them."""
+    codes = np.tile(np.array([[127], [-128], [1]], np.int8), (1, 512))
+    weight = IntWeight(codes=codes, scales=np.ones((3, 1), np.float32), zeros=None, bits=8, group_size=512)
+    form = _native.RowFormat("int8", width=512, static_scale=1.0, steps=255, weight_offset=128)
+    x = np.full((3, 512), 200.0 * sign, np.float32)
+    row = 512 * (127 if sign > 0 else -128)
+    made = _native.linear(pack(weight), x, form, instruction_set=instruction_set)
+    assert made.tolist() == [[127 * row, -128 * row, row]] * 3
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("offsets", ["symmetric", "zeros"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_scale_an_output_and_odd_widths(bits: int, offsets: str, instruction_set: str) -> None:
@@ -209,14 +222,17 @@ def test_small_scales_survive_packing() -> None:
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
-def test_int8_rows_are_the_formats_rounding(instruction_set: str) -> None:
+@pytest.mark.parametrize("steps", [254, 255])
+def test_int8_rows_are_the_formats_rounding(steps: int, instruction_set: str) -> None:
     x = rows(14, 5, 96)
     x[2] = 0
     grouped = x.reshape(5, 3, 32)
-    scales = np.abs(grouped).max(-1, keepdims=True) / np.float32(127)
+    scales = np.abs(grouped).max(-1, keepdims=True) / np.float32(steps / 2)
     scales[scales == 0] = 1
-    want = (np.round(grouped / scales) * scales).reshape(5, 96)
-    form = _native.RowFormat("int8", width=96, group=32)
+    codes = np.clip(np.round(grouped / scales), 127 - steps, 127)
+    form = _native.RowFormat("int8", width=96, group=32, steps=steps)
+    want = (codes * scales).reshape(5, 96)
+    assert codes.min() == 127 - steps
     assert np.array_equal(form.rounded(x, instruction_set=instruction_set), want)
 
 

@@ -78,8 +78,8 @@ def same(one: QuantizedLinear, other: QuantizedLinear) -> None:
 
 ACTIVATIONS = [
     None,
-    ActivationFormat(precision="int8"),
-    ActivationFormat(precision="int8", per="tensor", scale=0.125),
+    ActivationFormat(precision="int8", steps=255),
+    ActivationFormat(precision="int8", per="tensor", scale=0.125, steps=255),
     ActivationFormat(precision="fp8", per="tensor"),
 ]
 
@@ -255,6 +255,11 @@ def changed(**fields: Any) -> QuantizedLinear:
             compressed_tensors_config.Packer,
             QuantizedLinear(LINEAR.weight, ActivationFormat(precision="int8", outlier_threshold=6.0)),
             "LLM.int8's outlier columns",
+        ),
+        (
+            compressed_tensors_config.Packer,
+            QuantizedLinear(LINEAR.weight, ActivationFormat(precision="int8", steps=254)),
+            "int8 activations of 254 steps, not 255",
         ),
         (bitsandbytes8.Packer, LINEAR, "not symmetric int8 by channel"),
     ],

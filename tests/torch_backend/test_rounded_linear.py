@@ -57,6 +57,7 @@ WEIGHTS = {
 ACTIVATIONS = {
     "none": None,
     "int8": ActivationFormat(precision="int8"),
+    "int8-255": ActivationFormat(precision="int8", steps=255),
     "int8-tensor": ActivationFormat(precision="int8", per="tensor"),
     "int8-static": ActivationFormat(precision="int8", scale=0.03),
     "int8-group": ActivationFormat(precision="int8", per="group", group_size=32),
@@ -95,10 +96,11 @@ def rounded(x, activation):
             threshold = activation.outlier_threshold or np.inf
             large = np.abs(values) >= threshold
             ordinary = np.where(large, 0, values)
-            largest = 127 if activation.precision == "int8" else 448
-            scale = activation.scale or np.abs(ordinary).max() / largest or 1.0
-            codes = np.clip((ordinary / scale).astype(np.float32), -largest, largest)
-            codes = np.rint(codes) if largest == 127 else codes.astype(ml_dtypes.float8_e4m3fn)
+            largest = activation.steps / 2 if activation.precision == "int8" else 448
+            scale = activation.scale or np.float32(np.abs(ordinary).max()) / np.float32(largest) or 1.0
+            # In float32: with 255 steps the largest magnitude lies on a tie.
+            codes = np.clip(ordinary.astype(np.float32) / np.float32(scale), -largest, largest)
+            codes = np.rint(codes).clip(-128, 127) if largest < 448 else codes.astype(ml_dtypes.float8_e4m3fn)
             out[row, start : start + size] = np.where(large, values, codes.astype(np.float64) * scale)
     return out
 
@@ -153,6 +155,8 @@ def test_rounding_saturates_and_rounds_ties_to_even():
     x = torch.tensor([[0.5, 1.5, 2.5, -0.5, 400.0, -400.0]])
     codes = round_input(x, ActivationFormat(precision="int8", scale=1.0)).codes
     assert codes.tolist() == [[0, 2, 2, 0, 127, -127]]
+    codes = round_input(x, ActivationFormat(precision="int8", scale=1.0, steps=255)).codes
+    assert codes.tolist() == [[0, 2, 2, 0, 127, -128]]
     codes = round_input(x * 2, ActivationFormat(precision="fp8", scale=1.0)).codes.float()
     assert codes[0, 4:].tolist() == [448, -448]
 

@@ -22,7 +22,7 @@ METHODS: tuple[Method, ...] = ("rtn", "awq", "gptq", "awq-gptq", "smoothquant", 
 LAYOUTS: tuple[Layout, ...] = ("compressed-tensors", "awq", "gptq", "bitsandbytes")
 # Methods that take bits, group size and symmetry; the others fix them.
 GROUPED: tuple[Method, ...] = ("rtn", "awq", "gptq", "awq-gptq")
-SCALED: tuple[Method, ...] = ("awq", "awq-gptq", "smoothquant")
+SCALED: tuple[Method, ...] = ("awq", "awq-gptq", "smoothquant", "llm.int8")
 
 
 @strict_keywords
@@ -31,8 +31,7 @@ class QuantizationConfig:
     """What to do. None is chosen by `resolve`.
 
     method: rtn, awq, gptq, awq-gptq (int4 or int8 weights), int8 (weights alone), smoothquant (W8A8),
-    llm.int8
-        (W8A8 with outlier columns in 16 bits), fp8 (E4M3 weights and activations).
+    llm.int8 (W8A8 with outliers in 16 bits, smoothed likewise), fp8 (E4M3 weights and activations).
     bits: 4 (default) or 8, of rtn, awq, gptq and awq-gptq; the others have 8.
     group_size: inputs that share a scale, -1 for one scale an output channel; by default the largest of 128,
     64
@@ -43,7 +42,8 @@ class QuantizationConfig:
     of
         q, k and v takes the other two along, gate takes up. The head and the embedding always stay.
     clip: of rtn: "minmax" covers every weight, "mse" takes the range of least squared error.
-    smoothing: SmoothQuant's alpha, 0 to 1; None chooses each site's by its outputs' error.
+    smoothing: SmoothQuant's alpha, 0 to 1, of smoothquant and llm.int8; None chooses each site's by its
+        outputs' error.
     damping: GPTQ's, relative to the mean of the Hessian's diagonal.
     error_correction: of awq, gptq and awq-gptq: how much of what quantizing the layers before did to a
         linear's inputs its weights are moved to undo, 0 (nothing, and a third less time) to 1.
@@ -160,10 +160,12 @@ class QuantizationRecipe:
     """A configuration for one model, with every choice made.
 
     schemes: layer and site to scheme; of a mix, what they are before precisions are assigned.
+    mixture: of experts, whose linears are rounded alone: LLM.int8 then goes without smoothing.
     """
 
     config: QuantizationConfig
     schemes: Mapping[tuple[int, str], SiteScheme]
+    mixture: bool = False
 
     def scheme(self, layer: int, site: Site) -> SiteScheme:
         return self.schemes[layer, site.name]
@@ -173,7 +175,7 @@ class QuantizationRecipe:
         """Whether anything is measured on calibration text; the others round weights alone."""
         config = self.config
         return (
-            config.method in ("awq", "gptq", "awq-gptq", "smoothquant")
+            (config.method in ("gptq", *SCALED) and not (self.mixture and config.method == "llm.int8"))
             or config.fp8_fallback is not None
             or config.kv_cache_dtype != "auto"
             or bool(config.mixed)
@@ -218,6 +220,7 @@ def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
             for layer in range(spec.num_layers)
             for site in SITES
         },
+        mixture=spec.is_mixture,
     )
     if spec.is_mixture and recipe.needs_text:
         raise ValueError(
@@ -267,7 +270,7 @@ def _scheme(config: QuantizationConfig) -> SiteScheme:
         return SiteScheme(precision="fp8", activation=ActivationFormat(precision="fp8"))
     activation = None
     if config.method == "smoothquant":
-        activation = ActivationFormat(precision="int8")
+        activation = ActivationFormat(precision="int8", steps=255)
     if config.method == "llm.int8":
         activation = ActivationFormat(precision="int8", outlier_threshold=config.outlier_threshold)
     return SiteScheme(

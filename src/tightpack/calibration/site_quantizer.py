@@ -42,11 +42,16 @@ def input_scales(
     if config.method not in SCALED or scheme.precision != "int":
         return None
     matrices = list(weights.values())
-    if config.method == "smoothquant" and config.smoothing is None:
-        return searched_smoothquant_scales(matrices, statistics.absmax, sample, tied=tied)
-    if config.method == "smoothquant":
-        assert config.smoothing is not None
-        return smoothquant_scales(matrices, statistics.absmax, config.smoothing, tied=tied)
+    if config.method in ("smoothquant", "llm.int8"):
+        absmax, threshold = statistics.absmax, None
+        if scheme.activation is not None:
+            threshold = scheme.activation.outlier_threshold
+        if config.smoothing is None:
+            return searched_smoothquant_scales(
+                matrices, absmax, sample, tied=tied, outlier_threshold=threshold
+            )
+        centred = threshold is not None
+        return smoothquant_scales(matrices, absmax, config.smoothing, tied=tied, centred=centred)
     if scheme.bits == 8:
         return None  # 8 bits round too finely for scales to be worth their rounding of the norms
     return awq_scales(
@@ -86,7 +91,7 @@ def quantize_site(
     method = config.method
     if method in ("smoothquant", "llm.int8", "int8"):
         quantized = {
-            name: _named(name, int8_channels, weight, group_size=scheme.group_size)
+            name: _named(name, int8_channels, weight, group_size=scheme.group_size, search=method == "int8")
             for name, weight in weights.items()
         }
     elif method == "rtn" and not config.mixed:

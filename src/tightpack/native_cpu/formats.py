@@ -29,6 +29,7 @@ class RowRounding:
     group: int = 0
     fp8: bool = False
     static_scale: float = 0.0
+    steps: int = 254
     outlier_threshold: float = 0.0
     weight_offset: int = 0
 
@@ -95,6 +96,7 @@ def beside_integers(
         width,
         group,
         static_scale=activation.scale or 0.0,
+        steps=activation.steps,
         outlier_threshold=activation.outlier_threshold or 0.0,
         weight_offset=offset,
     )

@@ -33,6 +33,8 @@ METHOD = "compressed-tensors"
 PACKED, INT, FLOAT, NAIVE = "pack-quantized", "int-quantized", "float-quantized", "naive-quantized"
 FORMATS = (PACKED, INT, FLOAT, NAIVE)
 MIXED = "mixed-precision"
+# calculate_qparams: the largest magnitude over half of 127 - -128.
+_INT8_STEPS: Literal[255] = 255
 
 
 def read_recipe(config: Mapping[str, Any]) -> Recipe:
@@ -168,17 +170,18 @@ def _activations(where: str, given: object) -> Activations | None:
         raise LayoutError(f"{where}.symmetric is {given['symmetric']!r}; symmetric activations are supported")
     kind = one_of(f"{where}.type", given.get("type", "int"), ("int", "float"))
     precision: Literal["int8", "fp8"] = "int8" if kind == "int" else "fp8"
+    steps: Literal[254, 255] = _INT8_STEPS if kind == "int" else 254
     strategy = given.get("strategy") or ("group" if given.get("group_size") else "tensor")
     strategy = one_of(f"{where}.strategy", strategy, ("token", "tensor", "group"))
     if not flag_of(f"{where}.dynamic", given.get("dynamic", False)):
         if strategy != "tensor":
             raise LayoutError(f"{where}.strategy is {strategy!r}; static scales are of the whole tensor")
-        return Activations(ActivationFormat(precision=precision, per="tensor"), static=True)
+        return Activations(ActivationFormat(precision=precision, per="tensor", steps=steps), static=True)
     if strategy == "group":
         size = group_size_of(f"{where}.group_size", given.get("group_size"))
-        return Activations(ActivationFormat(precision=precision, per="group", group_size=size))
+        return Activations(ActivationFormat(precision=precision, per="group", group_size=size, steps=steps))
     return Activations(
-        ActivationFormat(precision=precision, per="token" if strategy == "token" else "tensor")
+        ActivationFormat(precision=precision, per="token" if strategy == "token" else "tensor", steps=steps)
     )
 
 
@@ -203,6 +206,8 @@ def layout_for(linear: QuantizedLinear) -> IntLayout | Fp8Layout:
     if activation is not None:
         if activation.outlier_threshold is not None:
             raise LayoutError("LLM.int8's outlier columns have no place in compressed-tensors")
+        if activation.precision == "int8" and activation.steps != _INT8_STEPS:
+            raise LayoutError(f"has int8 activations of {activation.steps} steps, not {_INT8_STEPS}")
         static = activation.scale is not None
         kind = replace(activation, scale=None)
         activations = Activations(replace(kind, per="tensor") if static else kind, static)

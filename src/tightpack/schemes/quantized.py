@@ -130,10 +130,12 @@ class Fp8Weight:
 class ActivationFormat:
     """How a linear's input is rounded before the product; None in its place means not at all.
 
-    precision: "int8" (symmetric, -127 .. 127) or "fp8" (E4M3, saturating at +-448).
+    precision: "int8" (symmetric) or "fp8" (E4M3, saturating at +-448).
     scale: a static scale of the whole tensor (input = codes * scale); None: dynamic, from the values.
     per: of a dynamic scale: "token" (one a row), "tensor", or "group" (one for each group_size neighbouring
         inputs of a row: DeepSeek-V3's 128, beside weights in 128 x 128 blocks).
+    steps: of int8: what -a .. a, a the largest magnitude, is divided into: 254 (codes -127 .. 127, a scale of
+        a / 127) or 255 (codes -128 .. 127, a / 127.5: what compressed-tensors means).
     outlier_threshold: LLM.int8's (Dettmers et al. 2022), decided in each row: entries with an absolute
         value at or above it are computed in 16 bits with the dequantized weight; None for none.
     """
@@ -141,6 +143,7 @@ class ActivationFormat:
     precision: Literal["int8", "fp8"]
     scale: float | None = None
     per: Literal["token", "tensor", "group"] = "token"
+    steps: Literal[254, 255] = 254
     outlier_threshold: float | None = None
     group_size: int | None = None
 

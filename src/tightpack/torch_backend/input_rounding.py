@@ -40,9 +40,9 @@ def round_input(x: Tensor, activation: ActivationFormat) -> RoundedInput:
     """x: [rows, inputs] of any floating dtype.
 
     Codes are round(x / scale), ties to even, saturating. A dynamic scale is the largest absolute value over
-    127 (int8) or 448 (fp8), of a row or of a group of it. With an outlier threshold, the row's entries of at
-    least that magnitude are taken out first (LLM.int8, Dettmers et al. 2022, takes the columns that hold one
-    in any row of the batch).
+    half the steps (int8) or 448 (fp8), of a row or of a group of it. With an outlier threshold, the row's
+    entries of at least that magnitude are taken out first (LLM.int8, Dettmers et al. 2022, takes the columns
+    that hold one in any row of the batch).
     """
     exact = x.float()
     outliers = None
@@ -52,15 +52,18 @@ def round_input(x: Tensor, activation: ActivationFormat) -> RoundedInput:
         if bool(large.any()):
             outliers = exact.masked_fill(~large, 0)
             exact = exact.masked_fill(large, 0)
-    largest = INT8_LARGEST if activation.precision == "int8" else FP8_LARGEST
+    largest, lowest = FP8_LARGEST, -FP8_LARGEST
+    if activation.precision == "int8":
+        largest, lowest = activation.steps / 2, INT8_LARGEST - activation.steps
     if activation.scale is not None:
         scales = exact.new_full((len(exact), 1), activation.scale)
-        return RoundedInput(to_codes(exact / activation.scale, activation.precision), scales, outliers)
+        codes = to_codes(exact / activation.scale, activation.precision, lowest)
+        return RoundedInput(codes, scales, outliers)
     if activation.per == "group":
         assert activation.group_size is not None
         exact = exact.reshape(len(exact), -1, activation.group_size)
     scales = row_scales(exact, largest)
-    codes = to_codes(exact / scales, activation.precision).view(x.shape)
+    codes = to_codes(exact / scales, activation.precision, lowest).view(x.shape)
     return RoundedInput(codes, scales.flatten(1), outliers)
 
 
@@ -70,9 +73,10 @@ def row_scales(values: Tensor, largest: float) -> Tensor:
     return scales.masked_fill_(scales == 0, 1)
 
 
-def to_codes(scaled: Tensor, precision: str) -> Tensor:
-    """float32 values over their scale, overwritten, to int8 or float8_e4m3fn; ties to even, saturating."""
+def to_codes(scaled: Tensor, precision: str, lowest: float = -INT8_LARGEST) -> Tensor:
+    """float32 values over their scale, overwritten, to int8 (from `lowest`) or float8_e4m3fn; ties to even,
+    saturating."""
     if precision == "int8":
-        return scaled.round_().clamp_(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
+        return scaled.round_().clamp_(lowest, INT8_LARGEST).to(torch.int8)
     # Beyond 448 a cast gives NaN.
     return scaled.clamp_(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
