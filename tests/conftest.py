@@ -13,6 +13,9 @@ import pytest
 from tightpack import LLM
 from tightpack.engine_args import EngineArgs
 
+# Triton reads this when it is first imported, which PyTorch may do in any test.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -19,7 +19,7 @@ from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight
 from tightpack.schemes.rounding import fp8_rows, int4_groups, int8_rows
 
 SHAPE = (48, 64)
-W8A8 = ActivationFormat(precision="int8")
+W8A8 = ActivationFormat(precision="int8", steps=255)  # as compressed-tensors has it
 PARTS = [
     Part(),
     Part(rows=(0, 24)),

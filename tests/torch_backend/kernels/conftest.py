@@ -1,16 +1,11 @@
-"""The kernels under Triton's interpreter, which must be chosen before anything imports Triton."""
+"""The kernels under Triton's interpreter, which tests/conftest.py chooses."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 
 import pytest
 import torch
-
-if "triton" not in sys.modules:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
 
