@@ -15,6 +15,7 @@ from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.kernel_experts import pack_experts
 from tightpack.torch_backend.linear import LinearLayer
 from tightpack.torch_backend.quantized_weights import build_linear, stack_rows
+from tightpack.torch_backend.saturation_guard import GuardedLinear
 from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
 
 # What CUDA's grouped product wants rows to be a multiple of, in bytes.
@@ -39,10 +40,13 @@ def build_grouped_linear(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext | None = None,
+    names: Sequence[Sequence[str]] = (),
+    guarded: dict[str, GuardedLinear] | None = None,
 ) -> GroupedLinear:
     """experts: for each, the linears that read its input; their outputs lie one after the other.
 
-    context: of the kernels, which take those that they compute as they are stored.
+    context: of the kernels, which take those that they compute as they are stored. names, guarded: as
+    `build_linear`'s, for each expert; one launch for all of them is not watched over.
     """
     if context is not None:
         weights = pack_experts(experts, dtype=dtype, device=device)
@@ -57,7 +61,18 @@ def build_grouped_linear(
             torch.stack([_rows(parts, dtype, device) for parts in experts])  # [experts, outputs, inputs]
         )
     return OneByOne(
-        [build_linear(parts, [_as_it_is] * len(parts), None, dtype=dtype, device=device) for parts in experts]
+        [
+            build_linear(
+                parts,
+                [_as_it_is] * len(parts),
+                None,
+                dtype=dtype,
+                device=device,
+                names=own,
+                guarded=guarded,
+            )
+            for parts, own in zip(experts, names or [()] * len(experts), strict=True)
+        ]
     )
 
 

@@ -26,13 +26,16 @@ def build_linear(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext | None = None,
+    names: Sequence[str] = (),
+    guarded: dict[str, GuardedLinear] | None = None,
 ) -> LinearLayer:
     """One layer for linears that read the same input, their outputs one after the other.
 
     orders: what permutes each part's rows. bias: of all parts, permuted already, on the device.
     They are one product unless they round their input differently. Weights are rounded to `dtype` once, here,
     where the input is not rounded; else see `rounded_linear`. context: of the kernels, which take those that
-    they compute as they are stored. A static input scale is watched over: see `saturation_guard`.
+    they compute as they are stored. names: of the parts, under which `guarded` takes a layer with a static
+    input scale, to be watched over (see `saturation_guard`).
     """
     activation = parts[0].activation
     if any(part.activation != activation for part in parts):
@@ -40,8 +43,17 @@ def build_linear(
         biases = [None] * len(parts) if bias is None else torch.split_with_sizes(bias, sizes)
         return SideBySide(
             [
-                build_linear([part], [order], own, dtype=dtype, device=device, context=context)
-                for part, order, own in zip(parts, orders, biases, strict=True)
+                build_linear(
+                    [part],
+                    [order],
+                    own,
+                    dtype=dtype,
+                    device=device,
+                    context=context,
+                    names=names[index : index + 1],
+                    guarded=guarded,
+                )
+                for index, (part, order, own) in enumerate(zip(parts, orders, biases, strict=True))
             ]
         )
     layer: LinearLayer | None = None
@@ -57,7 +69,15 @@ def build_linear(
         plain = [replace(part, activation=None) for part in parts]
         return build_linear(plain, orders, bias, dtype=dtype, device=device, context=context)
 
-    return GuardedLinear(layer, activation, parts[0].weight.shape[1], unrounded, device)
+    guard = GuardedLinear(layer, activation, parts[0].weight.shape[1], unrounded, device)
+    if guarded is not None:
+        guarded[_together(names)] = guard
+    return guard
+
+
+def _together(names: Sequence[str]) -> str:
+    """model.layers.0.self_attn.q_proj, k_proj, v_proj"""
+    return ", ".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
 
 
 def _reference_linear(

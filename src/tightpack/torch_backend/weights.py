@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from tightpack.torch_backend.mlp import GatedMlp, MixtureOfExperts, Mlp
 from tightpack.torch_backend.quantized_weights import RowOrder, build_linear, stack_rows
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
+from tightpack.torch_backend.saturation_guard import GuardedLinear
 from tightpack.torch_backend.split import Split
 from tightpack.torch_backend.summed_linear import SummedLinear
 from tightpack.torch_backend.triton_kernels import KernelContext
@@ -44,10 +45,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
+    """guarded: the layers with static input scales, by name (see `saturation_guard`)."""
+
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
     head: LinearLayer
+    guarded: Mapping[str, GuardedLinear]
 
 
 def load_weights(
@@ -70,7 +74,7 @@ def load_weights(
         head: LinearLayer = Linear(embedding, keep_plain=True)
     else:
         head = loader.linear(["lm_head"], [Part(rows=loader.split.vocabulary)], bias=False)
-    return DecoderWeights(embedding, layers, loader.norm("model.norm"), head)
+    return DecoderWeights(embedding, layers, loader.norm("model.norm"), head, loader.guarded)
 
 
 def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
@@ -149,6 +153,7 @@ class _Loader:
         self.group = group
         self.context = context
         self.split = Split(checkpoint.spec, group.rank, group.size)
+        self.guarded: dict[str, GuardedLinear] = {}
 
     def embedding(self) -> Tensor:
         name = "model.embed_tokens"
@@ -190,13 +195,22 @@ class _Loader:
             dtype=self.dtype,
             device=self.device,
             context=self.context,
+            names=names,
+            guarded=self.guarded,
         )
         return SummedLinear(linear, self.group) if summed else linear
 
     def grouped(self, names: Sequence[Sequence[str]], part: Part) -> GroupedLinear:
         """names: for each expert, its linears of one input; part: this rank's of each."""
         experts = [[self._read(name, part) for name in of_one] for of_one in names]
-        return build_grouped_linear(experts, dtype=self.dtype, device=self.device, context=self.context)
+        return build_grouped_linear(
+            experts,
+            dtype=self.dtype,
+            device=self.device,
+            context=self.context,
+            names=names,
+            guarded=self.guarded,
+        )
 
     def _is_part_of_a_sum(self, part: Part) -> bool:
         return self.group.size > 1 and part.columns is not None
