@@ -78,7 +78,7 @@ def test_nothing_is_judged_by_a_few_rows():
 
 
 def test_a_layer_is_judged_by_its_own_rows_since_it_was_last():
-    """An expert that sees few rows is judged by those, and what fitted for long does not hide what does not."""
+    """An expert that sees few is judged by those, and what fitted for long does not hide what does not."""
     layer, _ = layer_with(1.0)
     busy, _ = layer_with(1.0)
     guard = SaturationGuard({"expert": layer, "busy": busy}, fewest_rows=10)

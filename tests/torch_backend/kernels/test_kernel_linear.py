@@ -95,7 +95,7 @@ def test_like_the_reference(weight_named, context, weight, activation):
     parts = [QuantizedLinear(weight_named(weight), ACTIVATIONS[activation])]
     bias = torch.linspace(-1, 1, OUTPUTS).bfloat16()
     layer = build(parts, context, bias)
-    kind = getattr(layer, "_rounded", layer)
+    kind = getattr(layer, "_layer", layer)
     assert type(kind) is EXPECTED.get((weight, activation), type(kind))
     if (weight, activation) not in EXPECTED:
         assert not type(kind).__module__.endswith("kernel_linear")
