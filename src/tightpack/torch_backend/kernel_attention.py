@@ -7,7 +7,6 @@ contexts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,6 @@ class KernelAttention:
         self._layer = backend_module("paged_layer").PagedLayer
         self._rope = backend_module("kernels.rope_cache").rope_cache
         self._attend = backend_module("kernels.paged_attention").paged_attention
-        self._layers: dict[int, Any] = {}
 
     def build(self, pieces: Sequence[Piece]) -> StepInputs:
         """As InputBuilder.build, rows in the order of the pieces."""
@@ -94,7 +92,8 @@ class KernelAttention:
         rotation: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
-        spec, layer = self._spec, self._paged(cache, index)
+        spec = self._spec
+        layer = self._layer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
         self._rope(
             qkv,
             rotation,
@@ -117,13 +116,6 @@ class KernelAttention:
             softcap=spec.attention_softcap,
         )
         return mixed
-
-    def _paged(self, cache: KVCache, index: int) -> Any:
-        if index not in self._layers:
-            self._layers[index] = self._layer(
-                cache.pool(index), *cache.scales(index), cache.token_scales(index)
-            )
-        return self._layers[index]
 
 
 StepInputBuilder = InputBuilder | KernelAttention
