@@ -14,7 +14,9 @@ from torch import Tensor
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.torch_backend.attention import Rotations
+from tightpack.torch_backend.attention_tiles import decode_batch, mixed_batch
 from tightpack.torch_backend.kv_cache import KVCache
+from tightpack.torch_backend.paged_layer import PagedLayer
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece, StepInputs
 from tightpack.torch_backend.triton_kernels import KernelContext, backend_module, multiprocessors
 
@@ -36,8 +38,6 @@ class KernelAttention:
     ) -> None:
         self._spec, self._size, self._device, self._context = spec, block_size, device, context
         self._longest, self._multiprocessors = longest, multiprocessors(device)
-        self._tiles = backend_module("attention_tiles")
-        self._layer = backend_module("paged_layer").PagedLayer
         self._rope = backend_module("kernels.rope_cache").rope_cache
         self._attend = backend_module("kernels.paged_attention").paged_attention
 
@@ -55,7 +55,7 @@ class KernelAttention:
         block = tables[np.repeat(np.arange(len(pieces)), counts), positions // self._size]
         tokens = np.concatenate([np.asarray(piece.tokens, dtype=np.int64) for piece in pieces])
         contexts = [piece.first_token + piece.num_tokens for piece in pieces]
-        batch = self._tiles.mixed_batch(
+        batch = mixed_batch(
             torch.from_numpy(tables).to(self._device, torch.int32),
             counts,
             contexts,
@@ -70,7 +70,7 @@ class KernelAttention:
         """As InputBuilder.of_decode; padded rows write to the block that is nobody's."""
         tables, positions = buffers.block_tables, buffers.positions
         block = tables.gather(1, (positions // self._size).unsqueeze(1)).squeeze(1)
-        batch = self._tiles.decode_batch(
+        batch = decode_batch(
             tables.to(torch.int32),
             (positions + 1).to(torch.int32),
             num_kv_heads=self._spec.num_kv_heads,
@@ -93,7 +93,7 @@ class KernelAttention:
         inputs: StepInputs,
     ) -> Tensor:
         spec = self._spec
-        layer = self._layer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
+        layer = PagedLayer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
         self._rope(
             qkv,
             rotation,

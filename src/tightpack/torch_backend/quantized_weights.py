@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.kernel_linear import build_kernel_linear
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.rounded_linear import GroupRoundedLinear, RoundedLinear, SideBySide
+from tightpack.torch_backend.row_order import RowOrder
 from tightpack.torch_backend.saturation_guard import GuardedLinear
-from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
-
-RowOrder = Callable[[Tensor], Tensor]
+from tightpack.torch_backend.triton_kernels import KernelContext
 
 
 def build_linear(
@@ -58,8 +58,7 @@ def build_linear(
         )
     layer: LinearLayer | None = None
     if context is not None:
-        build = backend_module("kernel_linear").build_kernel_linear
-        layer = build(parts, orders, bias, dtype=dtype, device=device, context=context)
+        layer = build_kernel_linear(parts, orders, bias, dtype=dtype, device=device, context=context)
     if layer is None:
         layer = _reference_linear(parts, orders, bias, dtype=dtype, device=device)
     if activation is None or activation.scale is None:
@@ -116,6 +115,12 @@ def stack_rows(sources: Sequence[Tensor], dtype: torch.dtype, device: torch.devi
         out[start : start + len(source)].copy_(source)
         start += len(source)
     return out
+
+
+def dense_rows(parts: Sequence[QuantizedLinear], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[outputs, inputs] of linears in floating point, one below the other."""
+    arrays = [part.weight.values for part in parts if isinstance(part.weight, DenseWeight)]
+    return stack_rows([as_tensor(array) for array in arrays], dtype, device)
 
 
 def _stacked(

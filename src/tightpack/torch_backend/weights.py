@@ -18,9 +18,10 @@ from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.grouped_linear import GroupedLinear, build_grouped_linear
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.mlp import GatedMlp, MixtureOfExperts, Mlp
-from tightpack.torch_backend.quantized_weights import RowOrder, build_linear, stack_rows
+from tightpack.torch_backend.quantized_weights import build_linear, stack_rows
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
+from tightpack.torch_backend.row_order import RowOrder, as_it_is
 from tightpack.torch_backend.saturation_guard import GuardedLinear
 from tightpack.torch_backend.split import Split
 from tightpack.torch_backend.summed_linear import SummedLinear
@@ -131,10 +132,6 @@ def _load_mlp(loader: _Loader, spec: ModelSpec, index: int) -> Mlp:
     )
 
 
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows
-
-
 class _Loader:
     """Reads this rank's part of everything. Parts of a linear by its inputs give part of a sum: those are
     followed by the sum over the ranks."""
@@ -183,8 +180,7 @@ class _Loader:
         """
         head_dim, count = interleave
         orders: list[RowOrder] = [
-            partial(interleave_heads, head_dim=head_dim) if i < count else _as_it_is
-            for i in range(len(names))
+            partial(interleave_heads, head_dim=head_dim) if i < count else as_it_is for i in range(len(names))
         ]
         summed = self._is_part_of_a_sum(parts[0])
         linear = build_linear(
