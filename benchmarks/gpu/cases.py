@@ -34,6 +34,7 @@ from tightpack.torch_backend.packed_weights import pack_8, pack_int4, stack_expe
 from tightpack.torch_backend.paged_layer import PagedLayer
 from tightpack.torch_backend.quantized_rows import QuantizedRows
 from tightpack.torch_backend.rotary import rotate_, rotation_table
+from tightpack.torch_backend.row_order import as_it_is
 from tightpack.torch_backend.scaled_matmul import scaled_matmul, scaled_matmul_takes
 
 
@@ -135,7 +136,7 @@ def _products(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     device, outputs, inputs = context.device, sizes.outputs, sizes.inputs
     for kind in ("symmetric", "zero-points", "groups of 32"):
         weight = _int_weight(outputs, inputs, 32 if kind.endswith("32") else 128, 4, kind == "zero-points")
-        packed, exact = pack_int4([weight], [_as_it_is], device), _dequantized(weight, device)
+        packed, exact = pack_int4([weight], [as_it_is], device), _dequantized(weight, device)
         for rows in sizes.rows:
             x = _normal((rows, inputs), device)
 
@@ -146,7 +147,7 @@ def _products(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     integers = _int_weight(outputs, inputs, inputs, 8, False)
     floats = _fp8_weight(outputs, inputs, (1, inputs))
     for name, each in (("int8", integers), ("fp8", floats)):
-        eight, exact = pack_8([each], [_as_it_is], device), _dequantized(each, device)
+        eight, exact = pack_8([each], [as_it_is], device), _dequantized(each, device)
         scales = eight.scales.view(-1).float()
         for rows in sizes.rows:
             x = _normal((rows, inputs), device)
@@ -358,7 +359,7 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     outputs, inputs = sizes.outputs // 4 if sizes.outputs > 1000 else sizes.outputs, sizes.inputs
     dense = _normal((experts, outputs, inputs), device)
     integers = [_int_weight(outputs, inputs, 128, 4, False, seed) for seed in range(experts)]
-    packed = stack_experts([pack_int4([weight], [_as_it_is], device) for weight in integers])
+    packed = stack_experts([pack_int4([weight], [as_it_is], device) for weight in integers])
     codes = _codes(ml_dtypes.float8_e4m3fn, (experts, outputs, inputs), device)
     scales = torch.rand(experts, outputs, device=device) + 0.5
     fp8 = ActivationFormat(precision="fp8")
@@ -399,10 +400,6 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
                 int(used * outputs * inputs * item) + 2 * rows * (inputs + outputs),
                 2 * rows * inputs * outputs,
             )
-
-
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows
 
 
 def _normal(shape: tuple[int, ...], device: torch.device) -> Tensor:

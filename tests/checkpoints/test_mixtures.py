@@ -106,6 +106,57 @@ def test_quantized_experts_of_a_gguf_file(
         assert checkpoint.quantization.linears[down].startswith(precision.lower())
 
 
+def one_tensor_an_expert(builder: Any) -> None:
+    """As llama.cpp wrote Mixtral until it put the experts of a layer together."""
+    for name in [name for name in builder.tensors if "_exps." in name]:
+        values, precision = builder.tensors.pop(name)
+        for expert, one in enumerate(values):
+            builder.tensors[name.replace("_exps", f".{expert}")] = (np.ascontiguousarray(one), precision)
+
+
+def test_a_gguf_file_with_a_tensor_an_expert(
+    directory_of: Callable[[str], Path], gguf_of: Callable[[str], Any], tmp_path: Path
+) -> None:
+    import gguf
+
+    builder = gguf_of("mixtral")
+    one_tensor_an_expert(builder)
+    stored = gguf.quants.quantize(
+        builder.tensors["blk.1.ffn_down.2.weight"][0], gguf.GGMLQuantizationType.Q8_0
+    )
+    builder.tensors["blk.1.ffn_down.2.weight"] = (stored, gguf.GGMLQuantizationType.Q8_0)
+    checkpoint = open_checkpoint(str(builder.write(tmp_path / "model.gguf")))
+    original = open_checkpoint(str(directory_of("mixtral")))
+    rounded = "model.layers.1.block_sparse_moe.experts.2.w2"
+    for name in original.spec.tensor_shapes():
+        if name != f"{rounded}.weight":
+            np.testing.assert_array_equal(checkpoint.read(name), original.read(name))
+    assert checkpoint.quantization is not None
+    assert list(checkpoint.quantization.linears) == [rounded]
+    wanted = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(checkpoint.read_linear(rounded).weight.dequantize(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("blk.0.ffn_up.1.weight"), r"blk\.0\.ffn_up\.1\.weight'.*missing"),
+        (
+            lambda tensors: tensors.update({"blk.0.ffn_up.3.weight": tensors["blk.0.ffn_up.1.weight"]}),
+            r"blk\.0\.ffn_up\.3\.weight",
+        ),
+    ],
+)
+def test_single_experts_missing_or_too_many(
+    change: Callable[[Any], Any], message: str, gguf_of: Callable[[str], Any], tmp_path: Path
+) -> None:
+    builder = gguf_of("mixtral")
+    one_tensor_an_expert(builder)
+    change(builder.tensors)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(builder.write(tmp_path / "model.gguf")))
+
+
 def test_fp8_experts_in_blocks(directory_of: Callable[[str], Path], tmp_path: Path) -> None:
     """As Qwen publishes them: quant_method fp8, routers left out."""
     source, target = directory_of("qwen3_moe"), tmp_path / "fp8"

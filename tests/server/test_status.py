@@ -199,12 +199,14 @@ async def test_engine_counters(client: httpx.AsyncClient, engine: Any) -> None:
     engine.counters.kv_cache_usage = 0.25
     engine.counters.prompt_tokens = 70
     engine.counters.prefix_cache_hits = 64
+    engine.counters.unrounded_layers = 2
     values = await scrape(client)
     assert values["vllm:num_requests_running", ""] == 0
     assert values["vllm:num_requests_waiting", ""] == 3
     assert values["vllm:kv_cache_usage_perc", ""] == 0.25
     assert values["vllm:prompt_tokens_total", ""] == 70
     assert values["vllm:prefix_cache_hits_total", ""] == 64
+    assert values["tightpack:unrounded_layers", ""] == 2
     for name in ("generation_tokens", "num_preemptions", "prefix_cache_queries"):
         assert values[f"vllm:{name}_total", ""] == 0
 

@@ -103,6 +103,15 @@ class ModelSpec:
         """Whether any layer has experts."""
         return any(layer.experts is not None for layer in self.layers)
 
+    @property
+    def num_idle_parameters(self) -> int:
+        """Of all layers, the parameters of the experts that a token does not take."""
+        return sum(
+            (experts.count - experts.experts_per_token) * 3 * experts.intermediate_size * self.hidden_size
+            for experts in (layer.experts for layer in self.layers)
+            if experts is not None
+        )
+
     def router_names(self) -> list[str]:
         """The routers' full names without ".weight"; they choose, and stay in floating point."""
         return [

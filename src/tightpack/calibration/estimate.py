@@ -37,12 +37,9 @@ def estimate(
     """Good to a factor of about two: the machine's speed is measured on one product of a tenth of a
     second."""
     config = recipe.config
-    shapes = spec.tensor_shapes()
-    layer = sum(
-        shape[0] * shape[1]
-        for name, shape in shapes.items()
-        if name.startswith("model.layers.0.") and len(shape) == 2
-    )
+    layers = _parameters_of_layers(spec)
+    largest, every = max(layers), sum(layers)
+    met = every - spec.num_idle_parameters  # by a token
     wide = max(spec.intermediate_size, spec.num_heads * spec.head_dim)
     tokens = config.samples * config.sequence_length if recipe.needs_text else 0
     beside = recipe.corrected_samples * config.sequence_length
@@ -52,14 +49,23 @@ def estimate(
     head = spec.vocab_size * spec.hidden_size * (4 + 4 + dtype.itemsize)
     activations = (tokens + beside) * (spec.hidden_size + wide) * dtype.itemsize
     states = 2 * judged * spec.hidden_size * dtype.itemsize
-    memory = _BASE_BYTES + max(activations + 4 * 4 * layer + hessians, states + 2 * head + logits)
-    operations = 2.0 * (tokens + beside) * layer * spec.num_layers
+    memory = _BASE_BYTES + max(activations + 4 * 4 * largest + hessians, states + 2 * head + logits)
+    operations = 2.0 * (tokens + beside) * met
     if hessians:
         squares = 2 * spec.hidden_size**2 + (spec.num_heads * spec.head_dim) ** 2 + spec.intermediate_size**2
         operations += (tokens + 2.0 * beside) * squares * spec.num_layers
-    operations += 2 * 2.0 * judged * (layer * spec.num_layers + spec.vocab_size * spec.hidden_size)
-    disk = (tokens + beside) * spec.hidden_size * dtype.itemsize * 2 + 2 * layer * spec.num_layers
+    operations += 2 * 2.0 * judged * (met + spec.vocab_size * spec.hidden_size)
+    disk = (tokens + beside) * spec.hidden_size * dtype.itemsize * 2 + 2 * every
     return Estimate(int(memory), int(disk), _OVERHEAD * operations / _operations_per_second(dtype, device))
+
+
+def _parameters_of_layers(spec: ModelSpec) -> list[int]:
+    """Of each layer's linears, all experts' included."""
+    sizes = [0] * spec.num_layers
+    for name, shape in spec.tensor_shapes().items():
+        if name.startswith("model.layers.") and len(shape) == 2:
+            sizes[int(name.split(".")[2])] += shape[0] * shape[1]
+    return sizes
 
 
 def _operations_per_second(dtype: torch.dtype, device: torch.device) -> float:

@@ -157,9 +157,4 @@ class Checkpoint:
     @property
     def num_active_parameters(self) -> int:
         """Parameters that a token meets: all but the experts that it does not take."""
-        idle = 0
-        for layer in self.spec.layers:
-            if layer.experts is not None:
-                one = 3 * layer.experts.intermediate_size * self.spec.hidden_size
-                idle += (layer.experts.count - layer.experts.experts_per_token) * one
-        return self.num_parameters - idle
+        return self.num_parameters - self.spec.num_idle_parameters

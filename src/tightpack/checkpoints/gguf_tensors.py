@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +44,9 @@ _IN_LAYER = MappingProxyType(
 )
 # One tensor for the experts of a layer, each a slice of it.
 _EXPERTS = MappingProxyType({"ffn_gate_exps": "gate", "ffn_up_exps": "up", "ffn_down_exps": "down"})
+# A tensor an expert: Mixtral as llama.cpp wrote it at first.
+_SINGLE_EXPERTS = MappingProxyType({"ffn_gate.{}": "gate", "ffn_up.{}": "up", "ffn_down.{}": "down"})
+_OF_ONE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
 _ROUTER = "ffn_gate_inp"
 # Where there are norms after attention and MLP too, ffn_norm is no longer the one after attention.
 _NORMS = MappingProxyType({"ffn_norm": "post_attention_layernorm"})
@@ -85,6 +88,9 @@ class GgufTensors:
         in_layer = {**_IN_LAYER, **(_SANDWICH_NORMS if sandwich_norms else _NORMS)}
         if experts is not None:
             in_layer[_ROUTER] = experts.router
+            if any(map(_OF_ONE_EXPERT.fullmatch, file.tensors)):
+                in_layer |= {gguf: name for name, gguf in _spelled_experts(experts, _SINGLE_EXPERTS)}
+                experts = None  # none has to be cut out of a tensor for all
         self._spelled = {huggingface: gguf for gguf, huggingface in [*_TOP.items(), *in_layer.items()]}
         self._tensors: dict[str, GgufTensor] = {}
         for name, tensor in file.tensors.items():
@@ -96,11 +102,7 @@ class GgufTensors:
             else:
                 self._tensors |= _one_by_one(tensor, place)
         if experts is not None:
-            self._spelled |= {
-                getattr(experts, role).format(expert): gguf
-                for gguf, role in _EXPERTS.items()
-                for expert in range(experts.count)
-            }
+            self._spelled |= dict(_spelled_experts(experts, _EXPERTS))
         self._infos = {
             name: TensorInfo(tensor.shape, tensor.precision.name, tensor.num_bytes)
             for name, tensor in self._tensors.items()
@@ -217,10 +219,17 @@ def _huggingface_name(name: str, in_layer: Mapping[str, str]) -> str:
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}"
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    match = re.fullmatch(r"blk\.(\d+)\.([\w.]+)", stem)
     if match and match[2] in in_layer:
         return f"model.layers.{match[1]}.{in_layer[match[2]]}.{kind}"
     return name
+
+
+def _spelled_experts(experts: ExpertsSpec, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Inside a layer, every expert's linears under Hugging Face's name and GGUF's. names: GGUF's to roles."""
+    for expert in range(experts.count):
+        for gguf, role in names.items():
+            yield getattr(experts, role).format(expert), gguf.format(expert)
 
 
 def _experts_place(name: str, tensor: GgufTensor, experts: ExpertsSpec | None) -> str | None:

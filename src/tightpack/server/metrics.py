@@ -79,6 +79,11 @@ class _EngineCollector(Collector):
             ("vllm:num_requests_running", "Requests that hold KV blocks.", stats.num_running),
             ("vllm:num_requests_waiting", "Requests in the queue.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of the KV blocks in use, 0 to 1.", stats.kv_cache_usage),
+            (
+                "tightpack:unrounded_layers",
+                "Layers whose inputs saturated their static scale and are no longer rounded.",
+                stats.unrounded_layers,
+            ),
         )
         counters = (
             ("vllm:num_preemptions", "Requests that lost their blocks to others.", stats.preemptions),

@@ -27,12 +27,14 @@ class StepResult:
         step's positions predict (the chunk's positions p with p + 1 inside the prompt), in order.
     failed: requests that could not be computed, with the reason; the others are unharmed.
     elapsed_s: seconds the step took on the executor's clock (wall time, or virtual in simulation).
+    unrounded_layers: so far, layers whose inputs saturated their static scale and are no longer rounded.
     """
 
     sampled: Mapping[str, SampledToken]
     elapsed_s: float
     prompt_logprobs: Mapping[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    unrounded_layers: int = 0
 
 
 class ExecutorDiedError(RuntimeError):

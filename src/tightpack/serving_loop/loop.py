@@ -28,6 +28,7 @@ class LoopStats:
     num_running: int = 0
     num_waiting: int = 0
     kv_cache_usage: float = 0.0
+    unrounded_layers: int = 0  # whose inputs saturated
 
 
 class ServingLoop:
@@ -166,6 +167,7 @@ class ServingLoop:
         stats.busy_s += result.elapsed_s
         stats.generation_tokens += len(result.sampled)
         stats.preemptions += len(plan.evicted)
+        stats.unrounded_layers = result.unrounded_layers
         for chunk in plan.chunks:
             request = chunk.request
             if request.timings.first_scheduled_time is None:

@@ -68,7 +68,10 @@ class DecodeStep:
         return next(size for size in self._sizes if size >= count)
 
     def record(self) -> None:
-        """Record a graph of every size, the largest first, whose memory the others share. CUDA only."""
+        """Record a graph of every size, the largest first, whose memory the others share. CUDA only. Again
+        once layers have changed: graphs read weights where they were."""
+        self._graphs.clear()
+        torch.cuda.empty_cache()  # the memory of those before is not given back within a recording
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             self._stage((), size)
@@ -80,6 +83,10 @@ class DecodeStep:
             with torch.cuda.graph(graph, pool=pool):
                 decoded = self._compute(buffers)
             self._graphs[size] = (graph, decoded)
+
+    def recorded(self, size: int) -> bool:
+        """Whether a step of `size` rows replays a graph."""
+        return size in self._graphs
 
     def __call__(self, pieces: Sequence[Piece]) -> Decoded:
         """Pieces of one token each, `largest` at the most; row i is piece i's."""

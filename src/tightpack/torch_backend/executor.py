@@ -122,6 +122,7 @@ class TorchExecutor:
             elapsed_s=time.perf_counter() - start,
             prompt_logprobs=outcome.prompt_logprobs,
             failed=outcome.failed,
+            unrounded_layers=len(self._runner.unrounded),
         )
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tightpack.schemes.quantized import DenseWeight, QuantizedLinear
-from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.grouped_matmul import ExpertWeights, grouped_matmul
 from tightpack.torch_backend.kernel_experts import pack_experts
 from tightpack.torch_backend.linear import LinearLayer
-from tightpack.torch_backend.quantized_weights import build_linear, stack_rows
-from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
+from tightpack.torch_backend.quantized_weights import build_linear, dense_rows
+from tightpack.torch_backend.row_order import as_it_is
+from tightpack.torch_backend.saturation_guard import GuardedLinear
+from tightpack.torch_backend.triton_kernels import KernelContext
 
 # What CUDA's grouped product wants rows to be a multiple of, in bytes.
 _ALIGNMENT = 16
@@ -39,10 +41,13 @@ def build_grouped_linear(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext | None = None,
+    names: Sequence[Sequence[str]] = (),
+    guarded: dict[str, GuardedLinear] | None = None,
 ) -> GroupedLinear:
     """experts: for each, the linears that read its input; their outputs lie one after the other.
 
-    context: of the kernels, which take those that they compute as they are stored.
+    context: of the kernels, which take those that they compute as they are stored. names, guarded: as
+    `build_linear`'s, for each expert; one launch for all of them is not watched over.
     """
     if context is not None:
         weights = pack_experts(experts, dtype=dtype, device=device)
@@ -54,10 +59,21 @@ def build_grouped_linear(
     aligned = width * dtype.itemsize % _ALIGNMENT == 0 and outputs * dtype.itemsize % _ALIGNMENT == 0
     if device.type == "cuda" and dense and aligned and dtype == torch.bfloat16:
         return StackedLinear(
-            torch.stack([_rows(parts, dtype, device) for parts in experts])  # [experts, outputs, inputs]
+            torch.stack([dense_rows(parts, dtype, device) for parts in experts])  # [experts, outputs, inputs]
         )
     return OneByOne(
-        [build_linear(parts, [_as_it_is] * len(parts), None, dtype=dtype, device=device) for parts in experts]
+        [
+            build_linear(
+                parts,
+                [as_it_is] * len(parts),
+                None,
+                dtype=dtype,
+                device=device,
+                names=own,
+                guarded=guarded,
+            )
+            for parts, own in zip(experts, names or [()] * len(experts), strict=True)
+        ]
     )
 
 
@@ -78,13 +94,11 @@ class KernelExperts:
 
     capturable = True
 
-    def __init__(self, weights: Any, context: KernelContext) -> None:
-        self._multiply = backend_module("grouped_matmul").grouped_matmul
+    def __init__(self, weights: ExpertWeights, context: KernelContext) -> None:
         self._weights, self._context = weights, context
 
     def __call__(self, x: Tensor, offsets: Tensor) -> Tensor:
-        product: Tensor = self._multiply(x, self._weights, offsets, context=self._context)
-        return product
+        return grouped_matmul(x, self._weights, offsets, context=self._context)
 
 
 class OneByOne:
@@ -103,12 +117,3 @@ class OneByOne:
             if end > start
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _rows(parts: Sequence[QuantizedLinear], dtype: torch.dtype, device: torch.device) -> Tensor:
-    arrays = [part.weight.values for part in parts if isinstance(part.weight, DenseWeight)]
-    return stack_rows([as_tensor(array) for array in arrays], dtype, device)
-
-
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows

@@ -7,7 +7,6 @@ contexts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,9 @@ from torch import Tensor
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.torch_backend.attention import Rotations
+from tightpack.torch_backend.attention_tiles import decode_batch, mixed_batch
 from tightpack.torch_backend.kv_cache import KVCache
+from tightpack.torch_backend.paged_layer import PagedLayer
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece, StepInputs
 from tightpack.torch_backend.triton_kernels import KernelContext, backend_module, multiprocessors
 
@@ -37,11 +38,8 @@ class KernelAttention:
     ) -> None:
         self._spec, self._size, self._device, self._context = spec, block_size, device, context
         self._longest, self._multiprocessors = longest, multiprocessors(device)
-        self._tiles = backend_module("attention_tiles")
-        self._layer = backend_module("paged_layer").PagedLayer
         self._rope = backend_module("kernels.rope_cache").rope_cache
         self._attend = backend_module("kernels.paged_attention").paged_attention
-        self._layers: dict[int, Any] = {}
 
     def build(self, pieces: Sequence[Piece]) -> StepInputs:
         """As InputBuilder.build, rows in the order of the pieces."""
@@ -57,7 +55,7 @@ class KernelAttention:
         block = tables[np.repeat(np.arange(len(pieces)), counts), positions // self._size]
         tokens = np.concatenate([np.asarray(piece.tokens, dtype=np.int64) for piece in pieces])
         contexts = [piece.first_token + piece.num_tokens for piece in pieces]
-        batch = self._tiles.mixed_batch(
+        batch = mixed_batch(
             torch.from_numpy(tables).to(self._device, torch.int32),
             counts,
             contexts,
@@ -72,7 +70,7 @@ class KernelAttention:
         """As InputBuilder.of_decode; padded rows write to the block that is nobody's."""
         tables, positions = buffers.block_tables, buffers.positions
         block = tables.gather(1, (positions // self._size).unsqueeze(1)).squeeze(1)
-        batch = self._tiles.decode_batch(
+        batch = decode_batch(
             tables.to(torch.int32),
             (positions + 1).to(torch.int32),
             num_kv_heads=self._spec.num_kv_heads,
@@ -94,7 +92,8 @@ class KernelAttention:
         rotation: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
-        spec, layer = self._spec, self._paged(cache, index)
+        spec = self._spec
+        layer = PagedLayer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
         self._rope(
             qkv,
             rotation,
@@ -117,13 +116,6 @@ class KernelAttention:
             softcap=spec.attention_softcap,
         )
         return mixed
-
-    def _paged(self, cache: KVCache, index: int) -> Any:
-        if index not in self._layers:
-            self._layers[index] = self._layer(
-                cache.pool(index), *cache.scales(index), cache.token_scales(index)
-            )
-        return self._layers[index]
 
 
 StepInputBuilder = InputBuilder | KernelAttention

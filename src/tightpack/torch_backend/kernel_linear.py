@@ -19,14 +19,15 @@ from tightpack.torch_backend.packed_weights import (
     INPUTS_A_TILE,
     Packed8,
     PackedInt4,
-    RowOrder,
     eight_bits_fit,
     int4_fits,
     int4_key,
     pack_8,
     pack_int4,
+    scaled_by_row,
 )
 from tightpack.torch_backend.quantized_rows import QuantizedRows
+from tightpack.torch_backend.row_order import RowOrder
 from tightpack.torch_backend.scaled_matmul import scaled_matmul, scaled_matmul_takes
 
 if TYPE_CHECKING:
@@ -162,12 +163,12 @@ def build_kernel_linear(
             if len({int4_key(w) for w in integers}) == 1 and all(map(int4_fits, integers)):
                 return Int4Linear(pack_int4(integers, orders, device), bias, context)
             return _weight_only(integers, orders, bias, device, context)
-        if activation.precision == "int8" and all(map(_scaled_by_row, integers)):
+        if activation.precision == "int8" and all(scaled_by_row(w, "int8") for w in integers):
             return _eight_bit(integers, orders, activation, bias, dtype, device, context)
     if len(floats) == len(parts):
         if activation is None:
             return _weight_only(floats, orders, bias, device, context)
-        if activation.precision == "fp8" and all(map(_scaled_by_row, floats)):
+        if activation.precision == "fp8" and all(scaled_by_row(w, "fp8") for w in floats):
             return _eight_bit(floats, orders, activation, bias, dtype, device, context)
         if _in_blocks(floats, activation):
             return _fp8_block(floats, orders, activation, bias, dtype, device, context)
@@ -222,12 +223,6 @@ def _fp8_block(
     codes = torch.cat([as_tensor(w.codes).view(torch.int8).to(device) for w in weights])
     scales = torch.cat([as_tensor(w.scales).float().to(device) for w in weights])
     return Fp8BlockLinear(codes.view(torch.float8_e4m3fn), scales, activation, bias, dtype, context)
-
-
-def _scaled_by_row(weight: IntWeight | Fp8Weight) -> bool:
-    if isinstance(weight, Fp8Weight):
-        return weight.block[1] >= weight.shape[1]
-    return weight.bits == 8 and weight.symmetric and weight.scales.shape[1] == 1
 
 
 def _in_blocks(weights: Sequence[Fp8Weight], activation: ActivationFormat) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tightpack.architectures.model_spec import Activation, ExpertsSpec
+from tightpack.schemes.quantized import ActivationFormat
 from tightpack.torch_backend.grouped_linear import GroupedLinear
 from tightpack.torch_backend.linear import LinearLayer
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
@@ -37,9 +38,16 @@ class GatedMlp:
         context: KernelContext | None = None,
     ) -> None:
         self._gate_up, self._down, self._activation, self._context = gate_up, down, activation, context
-        # x may come as a fused kernel rounds it for gate_up.
-        self.input_format = getattr(gate_up, "input_format", None)
-        self.saturated = getattr(gate_up, "saturated", None)
+
+    @property
+    def input_format(self) -> ActivationFormat | None:
+        """How x may come, rounded for gate_up by a fused kernel (see `fused_rows`)."""
+        return getattr(self._gate_up, "input_format", None)
+
+    @property
+    def saturated(self) -> Tensor | None:
+        """As `input_format`."""
+        return getattr(self._gate_up, "saturated", None)
 
     @property
     def capturable(self) -> bool:

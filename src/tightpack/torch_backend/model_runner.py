@@ -19,6 +19,7 @@ from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
+from tightpack.torch_backend.saturation_guard import SaturationGuard
 from tightpack.torch_backend.sizing import default_num_blocks, estimated_step_bytes
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece
 from tightpack.torch_backend.triton_kernels import kernels_fit, make_context
@@ -26,6 +27,10 @@ from tightpack.torch_backend.weights import load_weights
 
 # What recorded decode steps take beside what a step holds at its peak.
 _GRAPH_BYTES = 256 * 2**20
+# Saturation counters are read after so many steps, for that waits for the device, or after so many rows:
+# int32 counts all their numbers in layers of up to 2**16 inputs.
+_STEPS_A_POLL = 256
+_ROWS_A_POLL = 2**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,10 @@ class Runner(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
+    @property
+    def unrounded(self) -> Sequence[str]:
+        """Layers that have left their static input scale (see `saturation_guard`)."""
+
     def forward(self, pieces: Sequence[Piece], /) -> Computed:
         """Write the pieces' keys and values; keep the hidden states for `logits`."""
 
@@ -93,6 +102,8 @@ class ModelRunner:
             self._decoder: Decoder | None = Decoder(
                 checkpoint.spec, weights, options.max_model_len, group, self._context
             )
+        self._guard = SaturationGuard(weights.guarded, group)
+        self._steps, self._rows, self._replayed_rows = 0, 0, 0  # since the guard was polled
         self._spec = self._decoder.spec
         self._inputs = InputBuilder(
             block_size=options.block_size,
@@ -145,23 +156,34 @@ class ModelRunner:
                     spare_block=num_blocks,
                     device=self.device,
                 )
-                if self.device.type == "cuda":
-                    self._decode.record()
-            if self._context is not None:
-                self._context.finish_tuning()
+            self._record()
+            self._guard.reset()
 
     @property
     def num_blocks(self) -> int:
         return self._num_blocks
 
+    @property
+    def unrounded(self) -> Sequence[str]:
+        return self._guard.switched
+
     def forward(self, pieces: Sequence[Piece]) -> Computed:
-        decoder, cache = self._parts()
         # Not kept through the pass: a step that runs out of memory is tried again in halves.
         self._hidden = self._logits = None
+        if self._steps >= _STEPS_A_POLL or self._rows >= _ROWS_A_POLL:
+            self._poll_saturation()
+        self._steps += 1
+        self._rows += sum(piece.num_tokens for piece in pieces)
+        return self._compute(pieces)
+
+    def _compute(self, pieces: Sequence[Piece]) -> Computed:
+        decoder, cache = self._parts()
         decode = self._decode
         if decode is not None and len(pieces) <= decode.largest and all(p.num_tokens == 1 for p in pieces):
-            with step_range(f"decode {len(pieces)} in {decode.size_for(len(pieces))}", self.device):
+            size = decode.size_for(len(pieces))
+            with step_range(f"decode {len(pieces)} in {size}", self.device):
                 decoded = decode(pieces)
+            self._replayed_rows += size * decode.recorded(size)
             self._hidden, self._logits = decoded.hidden, decoded.logits
             return Computed(decoded.hidden, tuple(range(len(pieces))))
         with step_range(f"mixed {sum(p.num_tokens for p in pieces)} tokens", self.device):
@@ -185,11 +207,26 @@ class ModelRunner:
 
     def close(self) -> None:
         self._decoder = self._cache = self._decode = self._hidden = self._logits = None
+        self._guard = SaturationGuard({})
         self._attention = GatheredAttention(self._spec)
         self._builder = self._inputs
         self._group.leave()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _record(self) -> None:
+        if self._decode is not None and self.device.type == "cuda":
+            self._decode.record()
+        if self._context is not None:
+            self._context.finish_tuning()
+
+    def _poll_saturation(self) -> None:
+        """Between steps: recording overwrites the results in the memory that graphs share."""
+        replayed = self._replayed_rows
+        self._steps, self._rows, self._replayed_rows = 0, 0, 0
+        if self._guard.poll(replayed):
+            self._record()
+            self._guard.reset()
 
     def _compute_decode(self, buffers: DecodeBuffers) -> Decoded:
         decoder, cache = self._parts()
@@ -245,7 +282,7 @@ class ModelRunner:
         self._make_cache(1 + max(max(piece.block_table) for piece in pieces))
 
         def run() -> None:
-            computed = self.forward(pieces)
+            computed = self._compute(pieces)
             rows = [s + p.num_tokens - 1 for s, p in zip(computed.starts, pieces, strict=True)]
             # Sampling copies, sorts and sums what the head gives.
             logits = self.logits(rows)

@@ -16,16 +16,15 @@ scales   [groups, outputs], so that a tile's outputs read neighbours; in float16
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tightpack.schemes.quantized import Fp8Weight, IntWeight
+from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight
 from tightpack.torch_backend.arrays import as_tensor
-
-RowOrder = Callable[[Tensor], Tensor]
+from tightpack.torch_backend.row_order import RowOrder
 
 OUTPUTS_A_TILE = 64
 INPUTS_A_TILE = 128
@@ -186,6 +185,20 @@ def eight_bits_fit(weight: IntWeight | Fp8Weight) -> bool:
     ):
         return False
     return group >= inputs or group in _SHORT_GROUPS or group % INPUTS_A_TILE == 0
+
+
+def scaled_by_row(weight: DenseWeight | IntWeight | Fp8Weight, precision: str) -> bool:
+    """Whether the weight has 8-bit codes of the precision, "int8" or "fp8", symmetric, with scales of whole
+    rows: what the products of two 8-bit operands take."""
+    if isinstance(weight, Fp8Weight):
+        return precision == "fp8" and weight.block[1] >= weight.shape[1]
+    return (
+        isinstance(weight, IntWeight)
+        and precision == "int8"
+        and weight.bits == 8
+        and weight.symmetric
+        and weight.scales.shape[1] == 1
+    )
 
 
 def pack_8(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from tightpack.schemes.quantized import DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
+from tightpack.torch_backend.kernel_linear import build_kernel_linear
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.rounded_linear import GroupRoundedLinear, RoundedLinear, SideBySide
+from tightpack.torch_backend.row_order import RowOrder
 from tightpack.torch_backend.saturation_guard import GuardedLinear
-from tightpack.torch_backend.triton_kernels import KernelContext, backend_module
-
-RowOrder = Callable[[Tensor], Tensor]
+from tightpack.torch_backend.triton_kernels import KernelContext
 
 
 def build_linear(
@@ -26,13 +26,16 @@ def build_linear(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext | None = None,
+    names: Sequence[str] = (),
+    guarded: dict[str, GuardedLinear] | None = None,
 ) -> LinearLayer:
     """One layer for linears that read the same input, their outputs one after the other.
 
     orders: what permutes each part's rows. bias: of all parts, permuted already, on the device.
     They are one product unless they round their input differently. Weights are rounded to `dtype` once, here,
     where the input is not rounded; else see `rounded_linear`. context: of the kernels, which take those that
-    they compute as they are stored. A static input scale is watched over: see `saturation_guard`.
+    they compute as they are stored. names: of the parts, under which `guarded` takes a layer with a static
+    input scale, to be watched over (see `saturation_guard`).
     """
     activation = parts[0].activation
     if any(part.activation != activation for part in parts):
@@ -40,14 +43,22 @@ def build_linear(
         biases = [None] * len(parts) if bias is None else torch.split_with_sizes(bias, sizes)
         return SideBySide(
             [
-                build_linear([part], [order], own, dtype=dtype, device=device, context=context)
-                for part, order, own in zip(parts, orders, biases, strict=True)
+                build_linear(
+                    [part],
+                    [order],
+                    own,
+                    dtype=dtype,
+                    device=device,
+                    context=context,
+                    names=names[index : index + 1],
+                    guarded=guarded,
+                )
+                for index, (part, order, own) in enumerate(zip(parts, orders, biases, strict=True))
             ]
         )
     layer: LinearLayer | None = None
     if context is not None:
-        build = backend_module("kernel_linear").build_kernel_linear
-        layer = build(parts, orders, bias, dtype=dtype, device=device, context=context)
+        layer = build_kernel_linear(parts, orders, bias, dtype=dtype, device=device, context=context)
     if layer is None:
         layer = _reference_linear(parts, orders, bias, dtype=dtype, device=device)
     if activation is None or activation.scale is None:
@@ -57,7 +68,15 @@ def build_linear(
         plain = [replace(part, activation=None) for part in parts]
         return build_linear(plain, orders, bias, dtype=dtype, device=device, context=context)
 
-    return GuardedLinear(layer, activation, parts[0].weight.shape[1], unrounded, device)
+    guard = GuardedLinear(layer, activation, parts[0].weight.shape[1], unrounded, device)
+    if guarded is not None:
+        guarded[_together(names)] = guard
+    return guard
+
+
+def _together(names: Sequence[str]) -> str:
+    """model.layers.0.self_attn.q_proj, k_proj, v_proj"""
+    return ", ".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
 
 
 def _reference_linear(
@@ -96,6 +115,12 @@ def stack_rows(sources: Sequence[Tensor], dtype: torch.dtype, device: torch.devi
         out[start : start + len(source)].copy_(source)
         start += len(source)
     return out
+
+
+def dense_rows(parts: Sequence[QuantizedLinear], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[outputs, inputs] of linears in floating point, one below the other."""
+    arrays = [part.weight.values for part in parts if isinstance(part.weight, DenseWeight)]
+    return stack_rows([as_tensor(array) for array in arrays], dtype, device)
 
 
 def _stacked(

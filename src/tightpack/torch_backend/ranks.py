@@ -69,6 +69,10 @@ class LeadingRunner:
     def num_blocks(self) -> int:
         return self._own.num_blocks
 
+    @property
+    def unrounded(self) -> Sequence[str]:
+        return self._own.unrounded
+
     def forward(self, pieces: Sequence[Piece]) -> Computed:
         self._tell("forward", pieces)
         return self._together(lambda: self._own.forward(pieces))

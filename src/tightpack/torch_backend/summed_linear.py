@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tightpack.schemes.quantized import ActivationFormat
 from tightpack.torch_backend.linear import LinearLayer
 from tightpack.torch_backend.rank_group import RankGroup
 
@@ -16,10 +17,20 @@ class SummedLinear:
 
     def __init__(self, linear: LinearLayer, group: RankGroup) -> None:
         self._linear, self._group = linear, group
-        self.capturable = bool(getattr(linear, "capturable", True))
-        # What a fused kernel before the linear asks of it (see `fused_rows`).
-        self.input_format = getattr(linear, "input_format", None)
-        self.saturated = getattr(linear, "saturated", None)
+
+    @property
+    def capturable(self) -> bool:
+        return bool(getattr(self._linear, "capturable", True))
+
+    @property
+    def input_format(self) -> ActivationFormat | None:
+        """What a fused kernel before the linear asks of it (see `fused_rows`)."""
+        return getattr(self._linear, "input_format", None)
+
+    @property
+    def saturated(self) -> Tensor | None:
+        """As `input_format`."""
+        return getattr(self._linear, "saturated", None)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._group.all_reduce_(self._linear(x))

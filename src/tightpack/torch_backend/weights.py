@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,9 +18,11 @@ from tightpack.torch_backend.arrays import as_tensor
 from tightpack.torch_backend.grouped_linear import GroupedLinear, build_grouped_linear
 from tightpack.torch_backend.linear import Linear, LinearLayer
 from tightpack.torch_backend.mlp import GatedMlp, MixtureOfExperts, Mlp
-from tightpack.torch_backend.quantized_weights import RowOrder, build_linear, stack_rows
+from tightpack.torch_backend.quantized_weights import build_linear, stack_rows
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rotary import interleave_heads, pair_order
+from tightpack.torch_backend.row_order import RowOrder, as_it_is
+from tightpack.torch_backend.saturation_guard import GuardedLinear
 from tightpack.torch_backend.split import Split
 from tightpack.torch_backend.summed_linear import SummedLinear
 from tightpack.torch_backend.triton_kernels import KernelContext
@@ -44,10 +46,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
+    """guarded: the layers with static input scales, by name (see `saturation_guard`)."""
+
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
     head: LinearLayer
+    guarded: Mapping[str, GuardedLinear]
 
 
 def load_weights(
@@ -70,7 +75,7 @@ def load_weights(
         head: LinearLayer = Linear(embedding, keep_plain=True)
     else:
         head = loader.linear(["lm_head"], [Part(rows=loader.split.vocabulary)], bias=False)
-    return DecoderWeights(embedding, layers, loader.norm("model.norm"), head)
+    return DecoderWeights(embedding, layers, loader.norm("model.norm"), head, loader.guarded)
 
 
 def _load_layer(loader: _Loader, spec: ModelSpec, index: int) -> LayerWeights:
@@ -127,10 +132,6 @@ def _load_mlp(loader: _Loader, spec: ModelSpec, index: int) -> Mlp:
     )
 
 
-def _as_it_is(rows: Tensor) -> Tensor:
-    return rows
-
-
 class _Loader:
     """Reads this rank's part of everything. Parts of a linear by its inputs give part of a sum: those are
     followed by the sum over the ranks."""
@@ -149,6 +150,7 @@ class _Loader:
         self.group = group
         self.context = context
         self.split = Split(checkpoint.spec, group.rank, group.size)
+        self.guarded: dict[str, GuardedLinear] = {}
 
     def embedding(self) -> Tensor:
         name = "model.embed_tokens"
@@ -178,8 +180,7 @@ class _Loader:
         """
         head_dim, count = interleave
         orders: list[RowOrder] = [
-            partial(interleave_heads, head_dim=head_dim) if i < count else _as_it_is
-            for i in range(len(names))
+            partial(interleave_heads, head_dim=head_dim) if i < count else as_it_is for i in range(len(names))
         ]
         summed = self._is_part_of_a_sum(parts[0])
         linear = build_linear(
@@ -190,13 +191,22 @@ class _Loader:
             dtype=self.dtype,
             device=self.device,
             context=self.context,
+            names=names,
+            guarded=self.guarded,
         )
         return SummedLinear(linear, self.group) if summed else linear
 
     def grouped(self, names: Sequence[Sequence[str]], part: Part) -> GroupedLinear:
         """names: for each expert, its linears of one input; part: this rank's of each."""
         experts = [[self._read(name, part) for name in of_one] for of_one in names]
-        return build_grouped_linear(experts, dtype=self.dtype, device=self.device, context=self.context)
+        return build_grouped_linear(
+            experts,
+            dtype=self.dtype,
+            device=self.device,
+            context=self.context,
+            names=names,
+            guarded=self.guarded,
+        )
 
     def _is_part_of_a_sum(self, part: Part) -> bool:
         return self.group.size > 1 and part.columns is not None

@@ -50,9 +50,20 @@ def job(runner, tokens):
     return torch.cat(found)
 
 
+@pytest.fixture
+def with_kernels(monkeypatch, context):
+    """Runners that are made from here on have the kernels."""
+
+    def use():
+        monkeypatch.setattr(model_runner, "kernels_fit", lambda *_: True)
+        monkeypatch.setattr(model_runner, "make_context", lambda device: context)
+
+    return use
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", ["llama3"], indirect=True)
-def test_logits(case, family, tmp_path_factory, monkeypatch, context):
+def test_logits(case, family, tmp_path_factory, with_kernels):
     import sys
 
     build_family = sys.modules[type(family).__module__].build_family
@@ -65,8 +76,7 @@ def test_logits(case, family, tmp_path_factory, monkeypatch, context):
     plain = ModelRunner(checkpoint, options)
     plain.allocate()
     reference = job(plain, tokens)
-    monkeypatch.setattr(model_runner, "kernels_fit", lambda *_: True)
-    monkeypatch.setattr(model_runner, "make_context", lambda device: context)
+    with_kernels()
     # The mixed step goes the eager way, the decode through static buffers.
     runner = ModelRunner(checkpoint, replace(options, static_decode=True))
     runner.allocate()
@@ -75,3 +85,53 @@ def test_logits(case, family, tmp_path_factory, monkeypatch, context):
     # Two ways of rounding to bfloat16, and with 8 bits of inputs or cache to steps of a hundredth.
     error = ((found - reference).norm() / reference.norm()).item()
     assert error < (0.1 if method or "kv_format" in changes else 0.03)
+
+
+@pytest.mark.parametrize("family", ["llama3"], indirect=True)
+def test_profiling_leaves_no_trace(family, with_kernels, monkeypatch):
+    """Its cache is smaller than the one that is served from."""
+    with_kernels()
+    monkeypatch.setattr(model_runner, "peak_bytes", lambda run, device: run() or 1)
+    runner = ModelRunner(family.checkpoint, replace(OPTIONS, max_num_seqs=1, max_num_batched_tokens=16))
+    assert runner._profiled() == 1
+    runner.allocate()
+    job(runner, family.tokens(30))
+    written = runner._cache.pool(0).flatten(1).any(1).nonzero().flatten()
+    assert written.tolist() == [3, 5, 9]
+
+
+class StaticInputs:
+    """A TensorSource of quantized linears, all with one static input scale."""
+
+    def __init__(self, source, scale):
+        self.source, self.scale = source, scale
+        self.infos, self.read = source.infos, source.read
+
+    def read_linear(self, name):
+        linear = self.source.read_linear(name)
+        activation = linear.activation and replace(linear.activation, scale=self.scale)
+        return replace(linear, activation=activation)
+
+
+@pytest.mark.parametrize("family", ["llama3"], indirect=True)
+def test_saturated_inputs_are_no_longer_rounded_by_the_kernels_before(family, with_kernels, monkeypatch):
+    checkpoint = quantize_on_load(family.checkpoint, "w8a8", llm_int8_threshold=6.0)
+    static = replace(checkpoint, tensors=StaticInputs(checkpoint.tensors, 1e-4))
+    tokens = family.tokens(30)
+    plain = ModelRunner(quantize_on_load(family.checkpoint, "int8", llm_int8_threshold=6.0), OPTIONS)
+    plain.allocate()
+    reference = job(plain, tokens)
+    with_kernels()
+    monkeypatch.setattr(model_runner, "_STEPS_A_POLL", 2)
+    runner = ModelRunner(static, replace(OPTIONS, static_decode=True))
+    runner.allocate()
+    runner._guard._fewest_rows = 1
+    clipped = job(runner, tokens)
+    assert runner.unrounded == ()
+    job(runner, tokens)
+    # A down projection's inputs are small as long as those of gate and up are clipped.
+    assert len(runner.unrounded) == 3 * family.checkpoint.spec.num_layers
+    found = job(runner, tokens)
+    assert len(runner.unrounded) == 4 * family.checkpoint.spec.num_layers
+    assert (clipped - reference).norm() > 0.3 * reference.norm()
+    assert (found - reference).norm() < 0.03 * reference.norm()

@@ -11,6 +11,8 @@ from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight
 from tightpack.torch_backend.fused_rows import gated_linear, input_format, normed_linear
 from tightpack.torch_backend.kernel_linear import EightBitLinear, Fp8BlockLinear, Int4Linear, WeightOnlyLinear
 from tightpack.torch_backend.linear import Linear
+from tightpack.torch_backend.mlp import gated
+from tightpack.torch_backend.norm import rms_norm
 from tightpack.torch_backend.quantized_weights import build_linear
 from tightpack.torch_backend.rounded_linear import GroupRoundedLinear
 
@@ -95,7 +97,7 @@ def test_like_the_reference(weight_named, context, weight, activation):
     parts = [QuantizedLinear(weight_named(weight), ACTIVATIONS[activation])]
     bias = torch.linspace(-1, 1, OUTPUTS).bfloat16()
     layer = build(parts, context, bias)
-    kind = getattr(layer, "_rounded", layer)
+    kind = getattr(layer, "_layer", layer)
     assert type(kind) is EXPECTED.get((weight, activation), type(kind))
     if (weight, activation) not in EXPECTED:
         assert not type(kind).__module__.endswith("kernel_linear")
@@ -134,17 +136,13 @@ def test_rounding_fused_with_what_comes_before(weight_named, context, name):
     norm = torch.linspace(0.5, 1.5, INPUTS).bfloat16()
     streams = [inputs() for _ in range(2)]
     with torch.inference_mode():
-        results = [
-            normed_linear(stream, inputs().flip(0), norm, 1e-5, linear, kernels)
-            for stream, linear, kernels in zip(streams, (layer, reference), (context, None), strict=True)
-        ]
+        normed = normed_linear(streams[0], inputs().flip(0), norm, 1e-5, layer, context)
+        streams[1].add_(inputs().flip(0))
         gate_up = torch.cat([inputs(), inputs().flip(0)], 1)
-        results += [
-            gated_linear(gate_up.clone(), "silu", linear, kernels)
-            for linear, kernels in ((layer, context), (reference, None))
-        ]
+        product = gated_linear(gate_up.clone(), "silu", layer, context)
+        references = reference(rms_norm(streams[1], norm, 1e-5)), reference(gated(gate_up, "silu"))
     assert torch.equal(*streams)
-    for ours, exact in (results[:2], results[2:]):
+    for ours, exact in zip((normed, product), references, strict=True):
         largest = exact.float().abs().amax(1).clamp_min(1e-3)
         assert ((ours.float() - exact.float()).abs().amax(1) / largest).max() < 4e-2
 

@@ -14,13 +14,7 @@ from torch import Tensor
 from tightpack.schemes.quantized import ActivationFormat
 from tightpack.torch_backend.kernels.arithmetic import narrow
 from tightpack.torch_backend.kernels.context import KernelContext
-from tightpack.torch_backend.kernels.round_row import (
-    arguments,
-    check_format,
-    empty_rows,
-    round_row,
-    row_block,
-)
+from tightpack.torch_backend.kernels.round_row import keeps_source, round_row, rounding, row_block
 from tightpack.torch_backend.quantized_rows import QuantizedRows
 
 
@@ -101,14 +95,9 @@ def add_norm(
     """
     rows, width = stream.shape
     block, warps = row_block(width)
-    normed = stream.new_empty((rows, width)) if _keeps(activation) else stream
-    out = None
-    positional: tuple[object, ...] = (stream, stream, stream, stream, 1.0, 0.0, 1)
-    named: dict[str, object] = {"group": 0, "is_static": False, "has_outliers": False, "counts": False}
-    if activation is not None:
-        check_format(width, activation)
-        out = empty_rows(normed, rows, width, activation)
-        positional, named = arguments(out, activation, saturated)
+    keeps = keeps_source(activation)
+    normed = stream.new_empty((rows, width)) if keeps else stream
+    out, positional, named = rounding(normed, activation, saturated)
     if rows:
         context.launch(
             _add_norm,
@@ -124,14 +113,9 @@ def add_norm(
             eps,
             block=block,
             has_delta=delta is not None,
-            keeps_normed=_keeps(activation),
+            keeps_normed=keeps,
             rounds=out is not None,
             **named,
             num_warps=warps,
         )
     return normed if out is None else out
-
-
-def _keeps(activation: ActivationFormat | None) -> bool:
-    """Outliers are multiplied in 16 bits, so what they come from must be there."""
-    return activation is None or activation.outlier_threshold is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ _FLUSHED_BYTES = 2**28
 _TRIALS = 5
 # The interpreter walks programs one by one; some, so that persistent loops have more than one turn.
 _INTERPRETED_PROGRAMS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How programs share a product. splits: programs to a tile; steps_a_split: of the loop over inputs;
+    partials, counters: for `output_tiles.sum_of_splits`."""
+
+    grid: tuple[int]
+    splits: int
+    steps_a_split: int
+    partials: Tensor
+    counters: Tensor
 
 
 class KernelContext:
@@ -50,10 +63,6 @@ class KernelContext:
     def chosen(self) -> Mapping[tuple[str, tuple[int, ...], int], Tile]:
         """By kernel, shape and row bucket, what trials chose."""
         return dict(self._chosen)
-
-    def programs(self, tile: Tile) -> int:
-        """Persistent programs of a tile: those that fit, by registers and shared memory."""
-        return self.multiprocessors * (2 if tile.warps <= 4 else 1)
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
         """Run a `triton.jit` function; every launch of every kernel comes through here."""
@@ -94,6 +103,19 @@ class KernelContext:
     def finish_tuning(self) -> None:
         """Give back the memory that trials took."""
         self._flushed = None
+
+    def divide(self, tile: Tile, outputs: int, rows: int, steps: int) -> Division:
+        """A product of outputs by rows, each of `steps` steps over the inputs: no split without any."""
+        a_split = triton.cdiv(steps, min(tile.splits, steps))
+        splits = triton.cdiv(steps, a_split)
+        tiles = triton.cdiv(outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
+        programs = tiles * splits
+        if tile.persistent:
+            # Those that fit a multiprocessor, by registers and shared memory.
+            programs = min(programs, self.multiprocessors * (2 if tile.warps <= 4 else 1))
+        return Division(
+            (programs,), splits, a_split, *self.workspace(tiles, splits, tile.outputs * tile.rows)
+        )
 
     def workspace(self, tiles: int, splits: int, numbers: int) -> tuple[Tensor, Tensor]:
         """partials: float32, at least [tiles, splits, numbers]; counters: int32 zeros, at least [tiles]."""

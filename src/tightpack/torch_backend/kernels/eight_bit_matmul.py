@@ -171,17 +171,12 @@ def launch(
 ) -> None:
     """One run with a given tile."""
     num_outputs, inputs = codes.shape
-    steps = triton.cdiv(inputs, tile.inputs)
-    a_split = triton.cdiv(steps, min(tile.splits, steps))
-    splits = triton.cdiv(steps, a_split)
-    tiles = triton.cdiv(num_outputs, tile.outputs) * triton.cdiv(len(y), tile.rows)
-    partials, counters = context.workspace(tiles, splits, tile.outputs * tile.rows)
-    items = tiles * splits
+    division = context.divide(tile, num_outputs, len(y), triton.cdiv(inputs, tile.inputs))
     source, flags = x.source, x.flags
     assert (flags is None) == (source is None)
     context.launch(
         _eight_bit_matmul,
-        (min(items, context.programs(tile)) if tile.persistent else items,),
+        division.grid,
         x.codes,
         x.scales,
         codes,
@@ -189,23 +184,23 @@ def launch(
         y if bias is None else bias,
         y,
         y if source is None else source,
-        partials if flags is None else flags,
-        partials.view(x.sums_dtype),
-        counters,
+        division.partials if flags is None else flags,
+        division.partials.view(x.sums_dtype),
+        division.counters,
         len(y),
         num_outputs,
         inputs,
         0 if source is None else source.stride(0),
         x.threshold,
         triton.cdiv(inputs, 32 * INPUTS_A_FLAG),
-        a_split,
+        division.steps_a_split,
         has_bias=bias is not None,
         has_outliers=flags is not None,
         even_inputs=inputs % tile.inputs == 0,
         block_n=tile.outputs,
         block_m=tile.rows,
         block_k=tile.inputs,
-        splits=splits,
+        splits=division.splits,
         stages=tile.stages,
         num_warps=tile.warps,
     )

@@ -103,32 +103,27 @@ def launch(
 ) -> None:
     """One run with a given tile, of at most 128 outputs."""
     num_outputs, inputs = codes.shape
-    steps = triton.cdiv(inputs, BLOCK)
-    a_split = triton.cdiv(steps, min(tile.splits, steps))
-    splits = triton.cdiv(steps, a_split)
-    tiles = triton.cdiv(num_outputs, tile.outputs) * triton.cdiv(len(y), tile.rows)
-    partials, counters = context.workspace(tiles, splits, tile.outputs * tile.rows)
-    items = tiles * splits
+    division = context.divide(tile, num_outputs, len(y), triton.cdiv(inputs, BLOCK))
     context.launch(
         _fp8_block_matmul,
-        (min(items, context.programs(tile)) if tile.persistent else items,),
+        division.grid,
         x.codes,
         x.scales,
         codes,
         scales,
         y if bias is None else bias,
         y,
-        partials,
-        counters,
+        division.partials,
+        division.counters,
         len(y),
         num_outputs,
         inputs,
-        a_split,
+        division.steps_a_split,
         has_bias=bias is not None,
         even_inputs=inputs % BLOCK == 0,
         block_n=tile.outputs,
         block_m=tile.rows,
-        splits=splits,
+        splits=division.splits,
         stages=tile.stages,
         num_warps=tile.warps,
     )

@@ -11,13 +11,7 @@ from torch import Tensor
 from tightpack.schemes.quantized import ActivationFormat
 from tightpack.torch_backend.kernels.arithmetic import narrow
 from tightpack.torch_backend.kernels.context import KernelContext
-from tightpack.torch_backend.kernels.round_row import (
-    arguments,
-    check_format,
-    empty_rows,
-    round_row,
-    row_block,
-)
+from tightpack.torch_backend.kernels.round_row import keeps_source, round_row, rounding, row_block
 from tightpack.torch_backend.quantized_rows import QuantizedRows
 
 # GELU in the form with a hyperbolic tangent, as a sigmoid: 0.5 (1 + tanh(z)) = sigmoid(2 z).
@@ -92,15 +86,10 @@ def gated_activation(
     """gate_up: [rows, 2 * width], gates first. Returns [rows, width], rounded as `activation` says."""
     rows, width = len(gate_up), gate_up.shape[1] // 2
     block, warps = row_block(width)
-    keeps = activation is None or activation.outlier_threshold is not None
-    product = gate_up.new_empty((rows, width)) if keeps else gate_up
-    out = None
-    positional: tuple[object, ...] = (gate_up, gate_up, gate_up, gate_up, 1.0, 0.0, 1)
-    named: dict[str, object] = {"group": 0, "is_static": False, "has_outliers": False, "counts": False}
-    if activation is not None:
-        check_format(width, activation)
-        out = empty_rows(product, rows, width, activation)
-        positional, named = arguments(out, activation, saturated)
+    keeps = keeps_source(activation)
+    # Where it is not kept it only tells the device, and the shape of what is.
+    product = gate_up.new_empty((rows, width)) if keeps else gate_up[:, :width]
+    out, positional, named = rounding(product, activation, saturated)
     if rows:
         context.launch(
             _gated_activation,

@@ -200,17 +200,12 @@ def launch(
     """One run with a given tile. y: [rows, outputs]."""
     rows = len(x)
     blocks = weight.codes.shape[1]
-    splits = min(tile.splits, blocks)
-    a_split = triton.cdiv(blocks, splits)
-    splits = triton.cdiv(blocks, a_split)
-    tiles = triton.cdiv(weight.outputs, tile.outputs) * triton.cdiv(rows, tile.rows)
-    partials, counters = context.workspace(tiles, splits, tile.outputs * tile.rows)
-    items = tiles * splits
+    division = context.divide(tile, weight.outputs, rows, blocks)
     zeros = weight.codes if weight.zeros is None else weight.zeros
     minimums = weight.scales if weight.minimums is None else weight.minimums
     context.launch(
         _int4_matmul,
-        (min(items, context.programs(tile)) if tile.persistent else items,),
+        division.grid,
         x,
         weight.codes,
         weight.scales,
@@ -218,15 +213,15 @@ def launch(
         minimums,
         y if bias is None else bias,
         y,
-        partials,
-        counters,
+        division.partials,
+        division.counters,
         rows,
         weight.outputs,
         weight.codes.shape[0] * OUTPUTS_A_TILE,
         weight.inputs,
         blocks,
         x.stride(0),
-        a_split,
+        division.steps_a_split,
         group=weight.group,
         scale_weights=scales_weights(weight, tile),
         has_zeros=weight.zeros is not None,
@@ -235,7 +230,7 @@ def launch(
         even_inputs=weight.inputs % INPUTS_A_TILE == 0,
         block_n=tile.outputs,
         block_m=tile.rows,
-        splits=splits,
+        splits=division.splits,
         stages=tile.stages,
         num_warps=tile.warps,
     )

@@ -8,13 +8,7 @@ from torch import Tensor
 
 from tightpack.schemes.quantized import ActivationFormat
 from tightpack.torch_backend.kernels.context import KernelContext
-from tightpack.torch_backend.kernels.round_row import (
-    arguments,
-    check_format,
-    empty_rows,
-    round_row,
-    row_block,
-)
+from tightpack.torch_backend.kernels.round_row import round_row, rounding, row_block
 from tightpack.torch_backend.quantized_rows import QuantizedRows
 
 
@@ -64,13 +58,11 @@ def quantize_rows(
     """x: [rows, inputs] of any float type, inputs side by side. saturated: int32 [1], raised by the numbers
     beyond a static scale's largest code."""
     rows, width = x.shape
-    check_format(width, activation)
-    out = empty_rows(x, rows, width, activation)
-    if rows == 0:
-        return out
+    out, positional, named = rounding(x, activation, saturated)
+    assert out is not None
     block, warps = row_block(width)
-    positional, named = arguments(out, activation, saturated)
-    context.launch(
-        _quantize_rows, (rows,), x, *positional, width, x.stride(0), block=block, **named, num_warps=warps
-    )
+    if rows:
+        context.launch(
+            _quantize_rows, (rows,), x, *positional, width, x.stride(0), block=block, **named, num_warps=warps
+        )
     return out

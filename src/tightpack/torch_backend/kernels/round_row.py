@@ -84,12 +84,6 @@ def round_row(
     tl.store(codes_ptr + row.to(tl.int64) * width + columns, codes, mask=there)
 
 
-def check_format(width: int, activation: ActivationFormat) -> None:
-    """Raises ValueError where the row kernels cannot round so: see `rounds`."""
-    if not rounds(width, activation):
-        raise ValueError(f"rows of {width} cannot be rounded to {activation}")
-
-
 def rounds(width: int, activation: ActivationFormat) -> bool:
     """Whether the row kernels round rows of `width` so: rows of up to 65,536, groups a power of two that
     divides them, and no more than what these fields say."""
@@ -108,7 +102,7 @@ def rounds(width: int, activation: ActivationFormat) -> bool:
     return True
 
 
-def empty_rows(source: Tensor, rows: int, width: int, activation: ActivationFormat) -> QuantizedRows:
+def _empty_rows(source: Tensor, rows: int, width: int, activation: ActivationFormat) -> QuantizedRows:
     """Room for `rows` rows. source: what is rounded, kept for its outliers."""
     dtype = torch.int8 if activation.precision == "int8" else torch.float8_e4m3fn
     grouped = activation.per == "group" and activation.scale is None
@@ -124,10 +118,26 @@ def empty_rows(source: Tensor, rows: int, width: int, activation: ActivationForm
     )
 
 
-def arguments(
-    out: QuantizedRows, activation: ActivationFormat, saturated: Tensor | None
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """What a row kernel passes on to `round_row`: positional from codes_ptr to num_words, and by name."""
+def keeps_source(activation: ActivationFormat | None) -> bool:
+    """Whether a row kernel stores its numbers as they are too: outliers are multiplied in 16 bits."""
+    return activation is None or activation.outlier_threshold is not None
+
+
+def rounding(
+    source: Tensor, activation: ActivationFormat | None, saturated: Tensor | None
+) -> tuple[QuantizedRows | None, tuple[object, ...], dict[str, object]]:
+    """Room for source [rows, width] rounded as `activation` says, None for not at all, and what a row kernel
+    passes on to `round_row`: positional from codes_ptr to num_words, and by name.
+
+    Raises ValueError where the row kernels cannot round so: see `rounds`.
+    """
+    if activation is None:
+        unused = {"group": 0, "is_static": False, "has_outliers": False, "counts": False}
+        return None, (source, source, source, source, 1.0, 0.0, 1), dict(unused)
+    rows, width = source.shape
+    if not rounds(width, activation):
+        raise ValueError(f"rows of {width} cannot be rounded to {activation}")
+    out = _empty_rows(source, rows, width, activation)
     grouped = activation.per == "group" and activation.scale is None
     positional = (
         out.codes,
@@ -144,7 +154,7 @@ def arguments(
         "has_outliers": out.flags is not None,
         "counts": saturated is not None,
     }
-    return positional, named
+    return out, positional, named
 
 
 def row_block(width: int) -> tuple[int, int]:

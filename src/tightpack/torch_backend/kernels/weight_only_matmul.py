@@ -105,28 +105,23 @@ def launch(
 ) -> None:
     """One run with a given tile. y: [rows, outputs]."""
     step = min(tile.inputs, weight.group) if weight.group else tile.inputs
-    steps = triton.cdiv(weight.inputs, step)
-    a_split = triton.cdiv(steps, min(tile.splits, steps))
-    splits = triton.cdiv(steps, a_split)
-    tiles = triton.cdiv(weight.outputs, tile.outputs) * triton.cdiv(len(x), tile.rows)
-    partials, counters = context.workspace(tiles, splits, tile.outputs * tile.rows)
-    items = tiles * splits
+    division = context.divide(tile, weight.outputs, len(x), triton.cdiv(weight.inputs, step))
     context.launch(
         _weight_only_matmul,
-        (min(items, context.programs(tile)) if tile.persistent else items,),
+        division.grid,
         x,
         weight.codes,
         weight.scales,
         weight.scales if weight.zeros is None else weight.zeros,
         y if bias is None else bias,
         y,
-        partials,
-        counters,
+        division.partials,
+        division.counters,
         len(x),
         weight.outputs,
         weight.inputs,
         x.stride(0),
-        a_split,
+        division.steps_a_split,
         group=weight.group,
         has_zeros=weight.zeros is not None,
         has_bias=bias is not None,
@@ -134,7 +129,7 @@ def launch(
         block_n=tile.outputs,
         block_m=tile.rows,
         block_k=step,
-        splits=splits,
+        splits=division.splits,
         stages=tile.stages,
         num_warps=tile.warps,
     )
