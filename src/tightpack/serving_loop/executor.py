@@ -35,6 +35,18 @@ class StepResult:
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
+class StepOutcome:
+    """What a step has given so far: an executor fills it request by request, and ends with the result."""
+
+    def __init__(self) -> None:
+        self.sampled: dict[str, SampledToken] = {}
+        self.prompt_logprobs: dict[str, tuple[TokenLogprobs, ...]] = {}
+        self.failed: dict[str, str] = {}
+
+    def result(self, elapsed_s: float) -> StepResult:
+        return StepResult(self.sampled, elapsed_s, self.prompt_logprobs, self.failed)
+
+
 class ExecutorDiedError(RuntimeError):
     """The executor cannot compute any more: the engine ends, where another error would end requests alone."""
 
