@@ -20,6 +20,7 @@ from tightpack.cli.options import (
     QuantizationOption,
     ThreadsOption,
     ThresholdOption,
+    engine_options,
 )
 from tightpack.cli.result_file import check_writable
 from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
@@ -88,9 +89,10 @@ def calibrate_cost(
 
     Example: `tightpack calibrate-cost smollm2-135m -o smollm2.cost.json`
     """
+    given = locals()
     arguments = {
         name: str(value) if isinstance(value, Path) else value
-        for name, value in locals().items()
+        for name, value in given.items()
         if name != "quiet"
     }
     if json_path is not None and not check:
@@ -107,15 +109,7 @@ def calibrate_cost(
     with status.status(f"loading {model}"):
         engine = load_engine(
             EngineArgs(
-                model=model,
-                dtype=dtype,
-                device=device,
-                executor=executor,
-                activation_dtype=activation_dtype,
-                quantization=quantization,
-                llm_int8_threshold=llm_int8_threshold,
-                kv_cache_dtype=kv_cache_dtype,
-                num_threads=num_threads,
+                **engine_options(given),
                 max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
