@@ -1,10 +1,11 @@
-"""Fixtures that several folders share: the bundled model, loaded once; tiny random checkpoints and texts."""
+"""Fixtures that several folders share: the bundled model, loaded once; tiny random checkpoints and texts;
+requests, and a scheduler without decisions."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pytest
 
 from tightpack import LLM
 from tightpack.engine_args import EngineArgs
+from tightpack.requests.request import Request
+from tightpack.requests.sampling_params import SamplingParams
+from tightpack.scheduling.plan import Chunk
+from tightpack.serving_loop.executor import Executor
 
 # Triton reads this when it is first imported, which PyTorch may do in any test.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -126,3 +131,49 @@ def _save_tiny_model(directory: Path, family: str) -> Path:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
+
+
+@pytest.fixture(scope="session")
+def make_request() -> Callable[..., Request]:
+    """Greedy unless told otherwise; keywords are those of SamplingParams."""
+
+    def make(tokens: Sequence[int], name: str = "request", **params: Any) -> Request:
+        sampling = {"temperature": 0.0, "max_tokens": 64} | params
+        return Request(
+            request_id=name,
+            prompt_token_ids=tuple(tokens),
+            params=SamplingParams(**sampling),
+            seed=sampling.get("seed") or 0,
+            max_output_tokens=64,
+        )
+
+    return make
+
+
+class Sequencer:
+    """Hands out an executor's blocks, shuffled, and makes the chunks of requests: no scheduler is needed."""
+
+    def __init__(self, executor: Executor, seed: int = 0) -> None:
+        self.block_size = executor.block_size
+        self.free = list(range(executor.num_blocks))
+        random.Random(seed).shuffle(self.free)
+        self.tables: dict[Request, list[int]] = {}
+
+    def chunk(self, request: Request, count: int | None = None) -> Chunk:
+        """The request's next `count` tokens (all that are known); advances it as a commit would."""
+        first = request.num_computed_tokens
+        count = len(request.token_ids) - first if count is None else count
+        table = self.tables.setdefault(request, [])
+        while len(table) * self.block_size < first + count:
+            table.append(self.free.pop())
+        request.num_computed_tokens = first + count
+        return Chunk(request, first, count, tuple(table))
+
+    def release(self, request: Request) -> None:
+        """The blocks come back first: the next request gets them with what is in them."""
+        self.free += self.tables.pop(request)
+
+
+@pytest.fixture(scope="session")
+def sequencer() -> type[Sequencer]:
+    return Sequencer

@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from tightpack.cli.bench import bench
-from tightpack.cli.bench_plan import make_plan, parse_mix
+from tightpack.cli.bench_plan import make_plan
+from tightpack.cli.bench_traffic import parse_mix
 from tightpack.cli.demo import demo
 from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD, ServiceClass
 

@@ -48,7 +48,7 @@ def test_a_model_is_timed_and_the_fit_written(tiny_model, tmp_path: Path):
 def test_the_check_holds_real_runs_against_simulated_ones(
     tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tightpack.cli.calibrate_cost._REQUESTS", 6)
+    monkeypatch.setattr("tightpack.cli.calibrate_cost_check.CHECKED_REQUESTS", 6)
     monkeypatch.setattr("tightpack.simulated.machine_speed._SHORTEST_S", 0.0)
     figures = tmp_path / "check.json"
     done = CliRunner().invoke(

@@ -39,7 +39,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("pools: {main: {replica: 2}}", "did you mean 'replicas'?"),
-        ("pools: [", "is no YAML"),
+        ("pools: [", "is neither YAML nor JSON"),
         ("[]", "must be a mapping with pools"),
     ],
 )

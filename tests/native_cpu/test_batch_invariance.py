@@ -101,11 +101,10 @@ prompts = st.lists(st.lists(token_ids, min_size=1, max_size=40), min_size=1, max
 def check_logits(engines, make_request, sequencer, data):
     """Requests in random chunks, several a step, in blocks in random order, against each whole and alone."""
     given = data.draw(prompts)
-    wanted = [
-        engines.alone.logits([sequencer(NUM_BLOCKS, 16).chunk(make_request(tokens))]) for tokens in given
-    ]
+    alone = engines.alone
+    wanted = [alone.logits([sequencer(alone).chunk(make_request(tokens))]) for tokens in given]
     executor = engines.shared[data.draw(st.integers(0, 2))]
-    blocks = sequencer(NUM_BLOCKS, 16, seed=data.draw(st.integers(0, 99)))
+    blocks = sequencer(executor, seed=data.draw(st.integers(0, 99)))
     requests = [make_request(tokens, name=str(index)) for index, tokens in enumerate(given)]
     found: list[list[np.ndarray]] = [[] for _ in requests]
     while left := [r for r in requests if r.num_pending_tokens]:
@@ -142,7 +141,7 @@ def test_long_contexts_too(engines, make_request, sequencer, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, len(tokens) - 1), max_size=4)))
     parts = []
     for executor, ends in zip(executors, ([len(tokens)], [*cuts, len(tokens)]), strict=True):
-        blocks, request = sequencer(48, 16, seed=data.draw(st.integers(0, 9))), make_request(tokens)
+        blocks, request = sequencer(executor, seed=data.draw(st.integers(0, 9))), make_request(tokens)
         counts = np.diff([0, *ends])
         parts.append([executor.logits([blocks.chunk(request, int(count))]).copy() for count in counts])
     wanted, found = (np.concatenate(logits) for logits in parts)

@@ -62,9 +62,9 @@ def compare(make_request, sequencer) -> Callable[..., float]:
     def compared(checkpoint: Checkpoint, **options: Any) -> float:
         reference = exact(checkpoint)
         request = make_request(TOKENS)
-        wanted = reference.logits([sequencer(64, 16).chunk(request)]).numpy()
+        wanted = reference.logits([sequencer(reference).chunk(request)]).numpy()
         executor = native(checkpoint, **options)
-        blocks, request = sequencer(64, 16), make_request(TOKENS)
+        blocks, request = sequencer(executor), make_request(TOKENS)
         logits = [executor.logits([blocks.chunk(request, count)]) for count in (1, 20, 1, 30, 8)]
         executor.close()
         reference.close()
@@ -115,7 +115,7 @@ def executor(tiny_checkpoint):
 
 
 def test_greedy_tokens_are_the_likeliest_of_the_logits(executor, make_request, sequencer):
-    blocks = sequencer(64, 16)
+    blocks = sequencer(executor)
     requests = [make_request(TOKENS[: 3 + 5 * i], name=str(i), logprobs=3) for i in range(4)]
     result = executor.execute(StepPlan(tuple(map(blocks.chunk, requests))))
     assert not result.failed
@@ -130,7 +130,7 @@ def test_greedy_tokens_are_the_likeliest_of_the_logits(executor, make_request, s
 
 
 def test_prompt_logprobs_over_chunks(executor, make_request, sequencer):
-    blocks = sequencer(64, 16)
+    blocks = sequencer(executor)
     request = make_request(TOKENS[:40], prompt_logprobs=2)
     entries = []
     for count in (17, 1, 22):
@@ -149,7 +149,7 @@ def test_prompt_logprobs_over_chunks(executor, make_request, sequencer):
 
 
 def test_only_what_cannot_be_computed_fails(executor, make_request, sequencer):
-    blocks = sequencer(64, 16)
+    blocks = sequencer(executor)
     sound = make_request(TOKENS[:9], name="sound")
     alone = executor.execute(StepPlan((blocks.chunk(make_request(TOKENS[:9], name="sound")),)))
     wrong = make_request([5, 96], name="wrong token")
@@ -186,15 +186,15 @@ class Poisoned:
 def test_numbers_that_are_not_finite_fail_their_request_alone(tiny_checkpoint, make_request, sequencer):
     checkpoint = tiny_checkpoint("qwen2")
     clean, poisoned = (
-        native(replace(checkpoint, tensors=tensors))
+        native(replace(checkpoint, tensors=tensors), num_blocks=8)
         for tensors in (checkpoint.tensors, Poisoned(checkpoint.tensors, 33))
     )
-    blocks = sequencer(8, 16)
+    blocks = sequencer(poisoned)
     bad = make_request([3, 4, 33, 5], name="bad")
     good = make_request([3, 4, 5, 6], name="good")
     result = poisoned.execute(StepPlan((blocks.chunk(bad), blocks.chunk(good))))
     assert result.failed == {"bad": "activations of tokens 0 to 3 are not finite in bfloat16"}
-    wanted = clean.execute(StepPlan((sequencer(8, 16).chunk(make_request([3, 4, 5, 6], name="good")),)))
+    wanted = clean.execute(StepPlan((sequencer(clean).chunk(make_request([3, 4, 5, 6], name="good")),)))
     assert result.sampled == wanted.sampled
     # Its blocks serve others: what it left there must not reach them through the masked positions.
     blocks.release(bad)

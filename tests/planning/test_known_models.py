@@ -143,7 +143,7 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path):
         open_model(str(tmp_path))
     file = tmp_path / "config.json"
     file.write_text("[1]")
-    with pytest.raises(ValueError, match="must hold an object"):
+    with pytest.raises(ValueError, match="must hold a JSON object"):
         open_model(str(file))
     file.write_text(
         json.dumps({**known_models()["llama-3.1-8b"], "quantization_config": {"quant_method": "hqq"}})

@@ -16,9 +16,6 @@ import transformers
 from tightpack.architectures.model_spec import LayerSpec, ModelSpec, RotarySpec
 from tightpack.checkpoints.checkpoint import Checkpoint, TensorInfo
 from tightpack.checkpoints.open import open_checkpoint
-from tightpack.requests.request import Request
-from tightpack.requests.sampling_params import SamplingParams
-from tightpack.scheduling.plan import Chunk
 from tightpack.torch_backend.executor import TorchExecutor
 
 COMMON: dict[str, Any] = {
@@ -108,42 +105,6 @@ def build_executor(checkpoint: Checkpoint, **options: Any) -> TorchExecutor:
         "max_model_len": 256,
     }
     return TorchExecutor(checkpoint, **(defaults | options))
-
-
-class Sequencer:
-    """Hands out shuffled blocks and makes the chunks of requests: a scheduler without decisions."""
-
-    def __init__(self, executor: TorchExecutor, seed: int = 0) -> None:
-        self.block_size = executor.block_size
-        self.free = list(range(executor.num_blocks))
-        random.Random(seed).shuffle(self.free)
-        self.tables: dict[Request, list[int]] = {}
-
-    def chunk(self, request: Request, count: int | None = None) -> Chunk:
-        """The request's next `count` tokens (all that are known); advances it as a commit would."""
-        first = request.num_computed_tokens
-        count = len(request.token_ids) - first if count is None else count
-        table = self.tables.setdefault(request, [])
-        while len(table) * self.block_size < first + count:
-            table.append(self.free.pop())
-        request.num_computed_tokens = first + count
-        return Chunk(request, first, count, tuple(table))
-
-    def release(self, request: Request) -> None:
-        """The blocks come back first: the next request gets them with what is in them."""
-        self.free += self.tables.pop(request)
-
-
-def build_request(tokens: Sequence[int], name: str = "request", **params: Any) -> Request:
-    sampling = {"temperature": 0.0, "max_tokens": 64} | params
-    seed = sampling.get("seed") or 0
-    return Request(
-        request_id=name,
-        prompt_token_ids=tuple(tokens),
-        params=SamplingParams(**sampling),
-        seed=seed,
-        max_output_tokens=64,
-    )
 
 
 def save_tokenizer(directory: Path, vocab_size: int) -> None:
@@ -250,15 +211,5 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @pytest.fixture(scope="session")
-def make_request() -> Callable[..., Request]:
-    return build_request
-
-
-@pytest.fixture(scope="session")
 def make_executor() -> Callable[..., TorchExecutor]:
     return build_executor
-
-
-@pytest.fixture(scope="session")
-def sequencer() -> type[Sequencer]:
-    return Sequencer

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tightpack.benchmarking.traffic import DrawnTraffic, FixedTraffic, TraceTraffic, Traffic
-from tightpack.cli.bench_options import (
-    CAPACITY_REQUESTS,
-    INPUT_LEN,
-    MAX_NUM_SEQS,
-    OUTPUT_LEN,
-    PROBE_SECONDS,
-    REQUESTS,
-    SIMULATED_MAX_NUM_SEQS,
-)
+from tightpack.benchmarking.traffic import FixedTraffic, Traffic
+from tightpack.cli.bench_options import MAX_NUM_SEQS, PROBE_SECONDS, SIMULATED_MAX_NUM_SEQS
+from tightpack.cli.bench_traffic import drawn_traffic, replayed_traffic
+from tightpack.cli.option_values import listed_policies, refuse_beside, spelled
 from tightpack.engine_args import DEFAULT_MODEL
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.requests.arguments import nearest_hint
-from tightpack.requests.service_class import ServiceClass
-from tightpack.requests.service_class_settings import resolve_service_classes
+from tightpack.scheduling.registry import POLICY_NAMES
 
 Arguments = Mapping[str, Any]
 
@@ -76,60 +69,22 @@ def make_plan(arguments: Arguments) -> Plan:
     else:
         return _scenario_plan(arguments)
     rates = _rates(arguments["rate"])
-    traffic = _drawn(arguments, rates) if arguments["trace"] is None else _replayed(arguments)
+    traffic = drawn_traffic(arguments, rates) if arguments["trace"] is None else replayed_traffic(arguments)
     clients = arguments["clients"]
     if clients is not None:
-        _refuse_beside(arguments, "--clients send when they are answered", "rate", "find_capacity")
-        _refuse_beside(arguments, "--clients send when they are answered", "time_scale", "burstiness")
+        refuse_beside(arguments, "--clients send when they are answered", "rate", "find_capacity")
+        refuse_beside(arguments, "--clients send when they are answered", "time_scale", "burstiness")
     if search is not None and len(rates) > 1:
         raise ValueError("--find-capacity starts at one --rate; name one")
     return Plan(traffic, rates, clients, policies, arguments["max_model_len"], search)
 
 
-def policy_names(listed: str | None) -> list[str]:
-    """A comma-separated list, checked; all policies without one."""
-    from tightpack.scheduling.registry import POLICY_NAMES
-
-    if listed is None:
-        return list(POLICY_NAMES)
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if not names:
-        raise ValueError(f"--policies names none; there are {', '.join(POLICY_NAMES)}")
+def _policies(listed: str | None, default: Sequence[str] = POLICY_NAMES) -> list[str]:
+    names = list(default) if listed is None else listed_policies(listed)
     for name in names:
-        if name not in POLICY_NAMES:
-            raise ValueError(f"no policy is named {name!r}; {nearest_hint(name, POLICY_NAMES, 'there are')}")
         if names.count(name) > 1:
             raise ValueError(f"--policies names {name} twice; --repeats runs each policy more than once")
     return names
-
-
-def parse_mix(mix: str | None, changed: Sequence[str]) -> dict[ServiceClass, float]:
-    """The classes of a workload and their shares, from NAME=SHARE,… and from targets as NAME:ttft=…,tpot=….
-
-    Raises ValueError for a class that there is not, and for targets of one that the workload has none of.
-    """
-    classes = {one.name: one for one in resolve_service_classes(changed)}
-    shares = {}
-    for part in ("standard=1" if mix is None else mix).split(","):
-        name, _, value = part.partition("=")
-        try:
-            share = float(value)
-        except ValueError:
-            raise ValueError(f"--mix takes shares such as interactive=0.7,batch=0.3, got {mix!r}") from None
-        if not 0 < share < float("inf"):
-            raise ValueError(f"--mix: the share of {name} must be above 0, got {share:g}")
-        shares[_known(classes, name)] = share
-    unused = [text for text in changed if text.partition(":")[0] not in {one.name for one in shares}]
-    if unused:
-        raise ValueError(f"--service-class {unused[0]!r} is about requests of which --mix has none")
-    return shares
-
-
-def _known(classes: Mapping[str, ServiceClass], name: str) -> ServiceClass:
-    if name not in classes:
-        hint = nearest_hint(name, list(classes), "there are")
-        raise ValueError(f"--mix: no service class is named {name!r}; {hint}")
-    return classes[name]
 
 
 def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
@@ -139,7 +94,7 @@ def _policy_limits(arguments: Arguments) -> dict[str, dict[str, int | None]]:
             "max_num_seqs": arguments["max_num_seqs"] or _max_num_seqs(arguments["simulate"]),
             "max_num_batched_tokens": tokens if policy in ("chunked-prefill", "slo") else None,
         }
-        for policy in policy_names(arguments["policies"])
+        for policy in _policies(arguments["policies"])
     }
 
 
@@ -150,7 +105,7 @@ def _max_num_seqs(simulate: str | None) -> int:
 
 
 def _server_policies(arguments: Arguments) -> dict[str, dict[str, int | None]]:
-    _refuse_beside(
+    refuse_beside(
         arguments,
         "--url measures a server, which has its own policy and engine",
         *("policies", "scenario", "quantization", "num_threads", "enable_prefix_caching"),
@@ -166,7 +121,7 @@ def _scenario_plan(arguments: Arguments) -> Plan:
     known = scenarios(arguments["seed"])
     if name not in known:
         raise ValueError(f"no scenario is named {name!r}; {nearest_hint(name, known, 'there are')}")
-    _refuse_beside(
+    refuse_beside(
         arguments,
         "--scenario brings its own workload and limits",
         *(
@@ -184,52 +139,10 @@ def _scenario_plan(arguments: Arguments) -> Plan:
         *("max_num_seqs", "max_num_batched_tokens", "max_model_len"),
     )
     chosen = known[name]
-    policies = policy_names(arguments["policies"] or ",".join(chosen.policies))
+    policies = _policies(arguments["policies"], chosen.policies)
     limits = {policy: chosen.limits(policy) for policy in policies}
     traffic = FixedTraffic(chosen.description, chosen.requests)
     return Plan(traffic, (None,), None, limits, chosen.max_model_len, None)
-
-
-def _replayed(arguments: Arguments) -> TraceTraffic:
-    _refuse_beside(
-        arguments, "--trace brings its own lengths and gaps", "input_len", "output_len", "mixed", "burstiness"
-    )
-    if arguments["rate"] is not None:
-        _refuse_beside(arguments, "--rate scales the trace's gaps already", "time_scale")
-    traffic = TraceTraffic(
-        path=Path(arguments["trace"]),
-        count=_count(arguments),
-        time_scale=arguments["time_scale"] or 1.0,
-        length_scale=arguments["length_scale"] or 1.0,
-        skip=arguments["trace_skip"] or 0,
-        classes=parse_mix(arguments["mix"], arguments["service_class"] or ()),
-        seed=arguments["seed"],
-    )
-    traffic.shapes(None, arguments["repeats"] - 1)  # is there so much of it?
-    return traffic
-
-
-def _drawn(arguments: Arguments, rates: tuple[float | None, ...]) -> DrawnTraffic:
-    if arguments["time_scale"] is not None:
-        raise ValueError("--time-scale stretches a trace; give --trace FILE.csv as well")
-    for name in ("length_scale", "trace_skip"):
-        if arguments[name] is not None:
-            raise ValueError(f"{_spelled(name)} is about a trace; give --trace FILE.csv as well")
-    if arguments["burstiness"] is not None and rates == (None,) and not arguments["find_capacity"]:
-        raise ValueError("--burstiness shapes the gaps between arrivals; give a --rate as well")
-    return DrawnTraffic(
-        count=_count(arguments),
-        input_len=arguments["input_len"] or INPUT_LEN,
-        output_len=arguments["output_len"] or OUTPUT_LEN,
-        mixed=arguments["mixed"],
-        burstiness=arguments["burstiness"] or 1.0,
-        classes=parse_mix(arguments["mix"], arguments["service_class"] or ()),
-        seed=arguments["seed"],
-    )
-
-
-def _count(arguments: Arguments) -> int:
-    return int(arguments["requests"] or (CAPACITY_REQUESTS if arguments["find_capacity"] else REQUESTS))
 
 
 def _rates(listed: str | None) -> tuple[float | None, ...]:
@@ -250,7 +163,7 @@ def _rates(listed: str | None) -> tuple[float | None, ...]:
 def _capacity(arguments: Arguments) -> CapacitySearch | None:
     names = ("attainment", "longest_ttft", "batch_tokens", "resolution", "probe_seconds")
     if not arguments["find_capacity"]:
-        _refuse_beside(arguments, "without --find-capacity there is no service level to meet", *names)
+        refuse_beside(arguments, "without --find-capacity there is no service level to meet", *names)
         return None
     attainment, longest_ttft, batch_tokens, resolution, probe_s = (arguments[name] for name in names)
     default = ServiceLevel()
@@ -272,31 +185,21 @@ def _check_numbers(arguments: Arguments) -> None:
         *("max_num_seqs", "max_num_batched_tokens", "num_threads"),
     ):
         if arguments[name] is not None and arguments[name] < 1:
-            raise ValueError(f"{_spelled(name)} must be at least 1, got {arguments[name]}")
+            raise ValueError(f"{spelled(name)} must be at least 1, got {arguments[name]}")
     if arguments["max_model_len"] is not None and arguments["max_model_len"] < 2:
         raise ValueError(f"--max-model-len must be at least 2, got {arguments['max_model_len']}")
     if arguments["trace_skip"] is not None and arguments["trace_skip"] < 0:
         raise ValueError(f"--trace-skip must be at least 0, got {arguments['trace_skip']}")
     for name in ("time_scale", "length_scale", "burstiness", "probe_seconds"):
         if arguments[name] is not None and not 0 < arguments[name] < float("inf"):
-            raise ValueError(f"{_spelled(name)} must be above 0, got {arguments[name]:g}")
+            raise ValueError(f"{spelled(name)} must be above 0, got {arguments[name]:g}")
 
 
 def _check_simulation(arguments: Arguments) -> None:
     because = "--simulate runs no model"
-    _refuse_beside(arguments, because, "url", "num_threads", "no_warmup")
+    refuse_beside(arguments, because, "url", "num_threads", "no_warmup")
     if arguments["model"] != DEFAULT_MODEL:
         raise ValueError(f"--simulate names the model itself, as in h100:{arguments['model']}; drop MODEL")
     for name in ("dtype", "device", "executor", "activation_dtype"):
         if arguments[name] != "auto":
-            raise ValueError(f"{because}; drop {_spelled(name)}")
-
-
-def _refuse_beside(arguments: Arguments, because: str, *names: str) -> None:
-    for name in names:
-        if arguments[name] not in (None, False, []):
-            raise ValueError(f"{because}; drop {_spelled(name)}")
-
-
-def _spelled(name: str) -> str:
-    return "--" + name.replace("_", "-")
+            raise ValueError(f"{because}; drop {spelled(name)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tightpack.benchmarking.target import Target
 from tightpack.cli.bench_plan import Plan
+from tightpack.cli.options import engine_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,9 @@ def open_engine(arguments: Mapping[str, Any], plan: Plan) -> Iterator[Opened]:
     from tightpack.engine_args import EngineArgs
     from tightpack.llm import load_engine
 
-    same = ("model", "dtype", "device", "executor", "activation_dtype", "num_threads")
-    quantized = ("quantization", "llm_int8_threshold", "kv_cache_dtype")
     engine = load_engine(
         EngineArgs(
-            **{name: arguments[name] for name in (*same, *quantized, "enable_prefix_caching")},
+            **engine_options(arguments),
             max_model_len=plan.max_model_len,
             max_num_seqs=plan.max_num_seqs,
             max_queue=max(1024, plan.num_requests),

@@ -17,6 +17,7 @@ from tightpack.cli.options import (
     TemperatureOption,
     TensorParallelOption,
     ThreadsOption,
+    engine_options,
 )
 from tightpack.engine_args import DEFAULT_MODEL
 from tightpack.requests.sampling_params import SamplingParams
@@ -40,19 +41,11 @@ def chat(
 
     Example: `tightpack chat --system "Answer in one sentence."`
     """
+    given = locals()
     from tightpack.llm import AsyncLLM
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    engine = AsyncLLM(
-        model=model,
-        dtype=dtype,
-        device=device,
-        executor=executor,
-        activation_dtype=activation_dtype,
-        num_threads=num_threads,
-        tensor_parallel_size=tensor_parallel_size,
-        max_num_seqs=1,
-    )
+    engine = AsyncLLM(**engine_options(given), max_num_seqs=1)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     typer.echo(

@@ -12,7 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from tightpack.cli.yaml_file import read_mapping
+
 _LEVELS = ("critical", "error", "warning", "info", "debug")
+_EXAMPLE = "be a mapping with pools, such as pools: {main: {replicas: 2}}"
 
 
 def cluster(
@@ -41,7 +44,7 @@ def cluster(
     from tightpack.cluster.config import parse_config
 
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    parsed = parse_config({**_load(config), **changes})
+    parsed = parse_config({**read_mapping(config, _EXAMPLE), **changes})
     require_ray("tightpack cluster")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
@@ -84,18 +87,6 @@ def require_ray(who: str) -> None:
 def quiet_ray() -> None:
     """No usage statistics, unless the user asks for them. Ray reads the environment when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} must be a mapping with pools, such as pools: {{main: {{replicas: 2}}}}")
-    return loaded
 
 
 def _count(pool: Any) -> str:

@@ -18,6 +18,7 @@ from tightpack.cli.options import (
     ExecutorOption,
     ModelArgument,
     ThreadsOption,
+    engine_options,
 )
 from tightpack.cli.result_file import JsonOption, check_writable
 from tightpack.engine_args import DEFAULT_MODEL
@@ -70,6 +71,7 @@ def demo(
 
     Example: `tightpack demo --json demo.json`
     """
+    given = locals()
     check_writable(json_path)
     check_writable(html_path, "--html")
     page = html_path or _default_page()
@@ -86,15 +88,7 @@ def demo(
     from tightpack.engine_args import EngineArgs
 
     console = Console(highlight=False)
-    args = EngineArgs(
-        model=model,
-        dtype=dtype,
-        device=device,
-        executor=executor,
-        activation_dtype=activation_dtype,
-        num_threads=num_threads,
-        enable_prefix_caching=False,
-    )
+    args = EngineArgs(**engine_options(given), enable_prefix_caching=False)
     tour = Tour(console, args, seconds=seconds, seed=seed)
     found = tour.play(_ask)
     choice = recommend(candidates(found), max_kl)

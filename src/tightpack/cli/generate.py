@@ -22,6 +22,7 @@ from tightpack.cli.options import (
     TensorParallelOption,
     ThreadsOption,
     ThresholdOption,
+    engine_options,
 )
 from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 from tightpack.requests.sampling_params import SamplingParams
@@ -56,24 +57,12 @@ def generate(
 
     Example: `tightpack generate "What is the capital of France?" --chat`
     """
+    given = locals()
     from tightpack.llm import AsyncLLM
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    engine = AsyncLLM(
-        model=model,
-        dtype=dtype,
-        device=device,
-        executor=executor,
-        activation_dtype=activation_dtype,
-        quantization=quantization,
-        llm_int8_threshold=llm_int8_threshold,
-        kv_cache_dtype=kv_cache_dtype,
-        num_threads=num_threads,
-        tensor_parallel_size=tensor_parallel_size,
-        enforce_eager=enforce_eager,
-        max_num_seqs=1,
-    )
+    engine = AsyncLLM(**engine_options(given), max_num_seqs=1)
     try:
         asked: Prompt = chat_prompt(engine, [{"role": "user", "content": text}]) if chat else text
         asyncio.run(print_stream(engine, asked, params))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,3 +73,18 @@ ServiceClassesOption = Annotated[
     typer.Option(metavar="FILE", help="The same as YAML or JSON: interactive: {ttft: 0.5, tpot: 0.05}."),
 ]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+
+# Options of these names mean the same in every command that has them.
+_OF_THE_ENGINE = (
+    *("model", "dtype", "device", "executor", "activation_dtype", "num_threads"),
+    *("quantization", "llm_int8_threshold", "kv_cache_dtype", "enable_prefix_caching"),
+    *("tensor_parallel_size", "enforce_eager"),
+)
+
+
+def engine_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine arguments among a command's own (its `locals()`), to be handed on as they are.
+
+    Others that an engine has too, such as seed and max_num_seqs, mean something else here and there.
+    """
+    return {name: given[name] for name in _OF_THE_ENGINE if name in given}

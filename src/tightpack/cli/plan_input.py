@@ -9,6 +9,7 @@ from typing import Any
 
 from tightpack.benchmarking.traffic import DrawnTraffic, FixedTraffic, TraceTraffic, Traffic
 from tightpack.benchmarking.workload import mean_rate
+from tightpack.cli.option_values import listed_names, listed_policies, spelled
 from tightpack.cli.plan_options import INPUT_LEN, OUTPUT_LEN
 from tightpack.latency.service_level import ServiceLevel
 from tightpack.planning.deployments import Deployment, rooflines
@@ -20,7 +21,6 @@ from tightpack.planning.search import POLICIES
 from tightpack.planning.weight_choices import choices_for
 from tightpack.requests.arguments import nearest_hint
 from tightpack.requests.service_class import ServiceClass
-from tightpack.scheduling.registry import POLICY_NAMES
 from tightpack.simulated.catalogue import load_catalogue
 from tightpack.simulated.fitted import FittedCostModel
 from tightpack.simulated.hardware import Hardware
@@ -77,10 +77,10 @@ def read_load(arguments: Arguments, model: PlannedModel, machines: Machines) -> 
     for name in ("rate", "burstiness", "length_scale"):
         value = arguments[name]
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{_spelled(name)} must be above 0, got {value:g}")
+            raise ValueError(f"{spelled(name)} must be above 0, got {value:g}")
     for name in ("input_len", "output_len", "max_model_len", "max_replicas"):
         if arguments[name] is not None and arguments[name] < 1:
-            raise ValueError(f"{_spelled(name)} must be at least 1, got {arguments[name]}")
+            raise ValueError(f"{spelled(name)} must be at least 1, got {arguments[name]}")
     max_kl = arguments["max_kl"]
     if max_kl is not None and not max_kl >= 0:
         raise ValueError(f"--max-kl must be 0 or more nats, got {max_kl:g}")
@@ -129,11 +129,7 @@ def read_promise(text: str) -> ServiceClass:
 
 
 def read_policies(listed: str | None) -> list[str]:
-    names = _names("--policies", listed)
-    for name in names or ():
-        if name not in POLICY_NAMES:
-            raise ValueError(f"no policy is named {name!r}; {nearest_hint(name, POLICY_NAMES, 'there are')}")
-    return list(POLICIES) if names is None else names
+    return list(POLICIES) if listed is None else list(dict.fromkeys(listed_policies(listed)))
 
 
 def read_deployments(
@@ -179,7 +175,7 @@ def _drawn(arguments: Arguments) -> tuple[Traffic, str]:
 def _replayed(arguments: Arguments) -> tuple[Traffic, str]:
     for name in ("input_len", "output_len", "mixed", "burstiness"):
         if arguments[name] is not None:
-            raise ValueError(f"--trace brings its own lengths and gaps; drop {_spelled(name)}")
+            raise ValueError(f"--trace brings its own lengths and gaps; drop {spelled(name)}")
     trace = TraceTraffic(
         path=arguments["trace"], count=_TRACE_REQUESTS, length_scale=arguments["length_scale"] or 1.0
     )
@@ -218,13 +214,5 @@ def _sizes(listed: str | None) -> list[int]:
 
 
 def _names(option: str, listed: str | None) -> list[str] | None:
-    if listed is None:
-        return None
-    names = list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
-    if not names:
-        raise ValueError(f"{option} names none")
-    return names
-
-
-def _spelled(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    """Each once."""
+    return None if listed is None else list(dict.fromkeys(listed_names(option, listed)))

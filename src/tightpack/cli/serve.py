@@ -105,38 +105,16 @@ def serve(
 
     Example: `tightpack serve --port 8000 --policy chunked-prefill`
     """
+    given = locals()
     if log_level not in _LEVELS:
         raise ValueError(f"--log-level {log_level!r} is not known; it must be one of {', '.join(_LEVELS)}")
     if api_key == "":
         raise ValueError("--api-key (or TIGHTPACK_API_KEY) is empty; leave it out to ask clients for none")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    args = EngineArgs(
-        model=model,
-        served_model_name=served_model_name,
-        dtype=dtype,
-        device=device,
-        executor=executor,
-        activation_dtype=activation_dtype,
-        quantization=quantization,
-        llm_int8_threshold=llm_int8_threshold,
-        kv_cache_dtype=kv_cache_dtype,
-        gpu_memory_utilization=gpu_memory_utilization,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
-        block_size=block_size,
-        num_blocks=num_blocks,
-        seed=seed,
-        enable_prefix_caching=enable_prefix_caching,
-        policy=policy,
-        max_wait=max_wait,
-        max_queue=max_queue,
-        service_classes=read_service_classes(service_class, service_classes),
-        reject_unattainable=reject_unattainable,
-        num_threads=num_threads,
-        tensor_parallel_size=tensor_parallel_size,
-        enforce_eager=enforce_eager,
-    )
+    # Every engine argument is an option of the same name here.
+    engine_args = {field.name: given[field.name] for field in fields(EngineArgs)}
+    engine_args["service_classes"] = read_service_classes(service_class, service_classes)
+    args = EngineArgs(**engine_args)
 
     from tightpack.server.listening import address_of, open_socket
 

@@ -20,7 +20,7 @@ from tightpack.cluster.routing import Choice
 from tightpack.cluster.traffic import Arrived
 from tightpack.server.api_error import ApiError
 from tightpack.server.disconnect import ClientGoneError, until_disconnect
-from tightpack.server.event_stream import ChunkWriter
+from tightpack.server.event_stream import DONE, ChunkWriter
 from tightpack.server.request_body import read_body
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ _NOT_PASSED = frozenset(
     {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding", "x-request-id"}
 )
 _LOST = (aiohttp.ClientError, TimeoutError, OSError)
-_DONE = b"data: [DONE]\n\n"
 # A request that has been on so many replicas when they died may be what kills them.
 _MOST_LOST = 4
 
@@ -185,7 +184,7 @@ class Forward:
                 self._metrics.first_token(choice, self._router.now() - sent.at)
                 await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             count += whole.count(b"\n\n") + 1
-            ended = (whole + separator).endswith(_DONE)
+            ended = (whole + separator).endswith(DONE)
             await send({"type": "http.response.body", "body": whole + separator, "more_body": True})
         if not ended:
             raise aiohttp.ClientPayloadError("the stream ended before its time")
@@ -229,7 +228,7 @@ async def _end_broken(send: Send) -> None:
         code="replica_lost",
     )
     event = ChunkWriter({}).chunk(error.body)
-    await send({"type": "http.response.body", "body": event + _DONE, "more_body": True})
+    await send({"type": "http.response.body", "body": event + DONE, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

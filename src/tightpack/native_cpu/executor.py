@@ -22,7 +22,7 @@ from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.serving_loop.chunk_check import reason_against
-from tightpack.serving_loop.executor import SampledToken, StepResult
+from tightpack.serving_loop.executor import StepOutcome, StepResult
 
 # Float32 logits that are held at a time: 64 MiB.
 _LOGITS_AT_A_TIME = 2**24
@@ -124,7 +124,7 @@ class NativeExecutor:
         """One replay of the step program. A chunk that cannot be computed (a token outside the vocabulary,
         numbers that are not finite) fails alone; see `StepResult.failed`."""
         start = time.perf_counter()
-        outcome = _Outcome()
+        outcome = StepOutcome()
         together: list[Chunk] = []
         for chunk in plan.chunks:
             params = chunk.request.params
@@ -140,12 +140,7 @@ class NativeExecutor:
                 together.append(chunk)
         if together:
             self._compute(together, outcome)
-        return StepResult(
-            sampled=outcome.sampled,
-            elapsed_s=time.perf_counter() - start,
-            prompt_logprobs=outcome.prompt_logprobs,
-            failed=outcome.failed,
-        )
+        return outcome.result(time.perf_counter() - start)
 
     def logits(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """Logits after every token of the chunks, in the order given: [tokens, vocab_size].
@@ -186,7 +181,7 @@ class NativeExecutor:
         """Why the chunk cannot be computed."""
         return reason_against(chunk, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
 
-    def _compute(self, chunks: Sequence[Chunk], outcome: _Outcome) -> None:
+    def _compute(self, chunks: Sequence[Chunk], outcome: StepOutcome) -> None:
         """One step; where the program refuses its numbers, one without the chunks that are to blame."""
         sampling, rows, end = [], [], 0
         for chunk in chunks:
@@ -210,7 +205,7 @@ class NativeExecutor:
             logits, sampling = self._drop_unsound(chunks, sound, logits, sampling, outcome)
         self._sample(sampling, logits, outcome)
 
-    def _sample(self, chunks: Sequence[Chunk], logits: NDArray[np.float32], outcome: _Outcome) -> None:
+    def _sample(self, chunks: Sequence[Chunk], logits: NDArray[np.float32], outcome: StepOutcome) -> None:
         """logits: a row a chunk."""
         if not chunks:
             return
@@ -227,7 +222,7 @@ class NativeExecutor:
         sound: NDArray[np.bool_],
         logits: NDArray[np.float32],
         sampling: Sequence[Chunk],
-        outcome: _Outcome,
+        outcome: StepOutcome,
     ) -> tuple[NDArray[np.float32], list[Chunk]]:
         """Fail the chunks whose numbers are not finite, and leave out their rows."""
         for chunk, finite in zip(chunks, sound.tolist(), strict=True):
@@ -236,7 +231,7 @@ class NativeExecutor:
         kept = [row for row, c in enumerate(sampling) if c.request.request_id not in outcome.failed]
         return logits[kept], [sampling[row] for row in kept]
 
-    def _with_prompt_logprobs(self, chunk: Chunk, outcome: _Outcome) -> None:
+    def _with_prompt_logprobs(self, chunk: Chunk, outcome: StepOutcome) -> None:
         """Compute the chunk by itself and in slices, since the logits of all its tokens would be large."""
         request = chunk.request
         entries: list[TokenLogprobs] = []
@@ -309,15 +304,6 @@ class _Parts:
     cache: _native.KVCache
     sampler: Sampler
     tables: BlockTables
-
-
-class _Outcome:
-    """What a step has given so far."""
-
-    def __init__(self) -> None:
-        self.sampled: dict[str, SampledToken] = {}
-        self.prompt_logprobs: dict[str, tuple[TokenLogprobs, ...]] = {}
-        self.failed: dict[str, str] = {}
 
 
 def _not_finite(what: str, chunk: Chunk) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import Any
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.architectures.registry import model_spec
+from tightpack.checkpoints.json_file import read_object
 from tightpack.planning.stored_precision import stored_precision
 from tightpack.requests.arguments import nearest_hint
 from tightpack.simulated.hardware import Precision
@@ -38,7 +39,7 @@ class PlannedModel:
         """Weights of the linears of all layers: those that quantization makes smaller."""
         kept = {*_KEPT, *(f"{name}.weight" for name in self.spec.router_names())}
         shapes = self.spec.tensor_shapes()
-        return sum(_size(shape) for name, shape in shapes.items() if len(shape) > 1 and name not in kept)
+        return sum(math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name not in kept)
 
     @cached_property
     def active_parameters(self) -> int:
@@ -50,7 +51,7 @@ class PlannedModel:
     @cached_property
     def other_parameters(self) -> int:
         """Embedding, head, routers, norms and biases, which stay in 16 bits."""
-        return sum(map(_size, self.spec.tensor_shapes().values())) - self.linear_parameters
+        return sum(map(math.prod, self.spec.tensor_shapes().values())) - self.linear_parameters
 
     @property
     def parameters(self) -> int:
@@ -82,9 +83,9 @@ def open_model(model: str) -> PlannedModel:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{model} holds no config.json")
-        return _of_config(path.resolve().name, model, _read(path / "config.json"))
+        return _of_config(path.resolve().name, model, read_object(path / "config.json"))
     if path.is_file():
-        return _of_config(path.resolve().parent.name, str(path.parent), _read(path))
+        return _of_config(path.resolve().parent.name, str(path.parent), read_object(path))
     known = known_models()
     for name, config in known.items():
         if model.lower() in (name, config["hub"].lower()):
@@ -105,28 +106,12 @@ def _of_checkpoint(model: str) -> PlannedModel:
     infos = checkpoint.tensors.infos
     shapes = checkpoint.spec.tensor_shapes()
     linears = [name for name, shape in shapes.items() if len(shape) == 2 and name not in _KEPT]
-    bits = 8 * sum(infos[name].num_bytes for name in linears) / sum(_size(shapes[name]) for name in linears)
+    weights = sum(math.prod(shapes[name]) for name in linears)
+    bits = 8 * sum(infos[name].num_bytes for name in linears) / weights
     head = infos[_KEPT[0]]
     stored = Precision(
         name="gguf",
         weight_bits=bits,
-        head_bits=8 * head.num_bytes / _size(shapes[_KEPT[0]]),
+        head_bits=8 * head.num_bytes / math.prod(shapes[_KEPT[0]]),
     )
     return PlannedModel(checkpoint.name, model, checkpoint.spec, stored)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a configuration: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a configuration: it must hold an object with model_type and sizes")
-    return config
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

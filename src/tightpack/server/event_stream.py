@@ -16,6 +16,8 @@ from tightpack.server.disconnect import ClientGoneError, until_disconnect
 
 logger = logging.getLogger(__name__)
 
+DONE = b"data: [DONE]\n\n"
+
 
 def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -42,7 +44,7 @@ async def _events(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncItera
     except Exception:
         logger.exception("a stream failed")
         yield ChunkWriter({}).chunk(ApiError(500, "internal error", code="internal_error").body)
-    yield b"data: [DONE]\n\n"
+    yield DONE
 
 
 async def open_event_stream(receive: Receive, chunks: AsyncGenerator[bytes, None]) -> EventStream:

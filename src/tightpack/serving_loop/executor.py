@@ -37,6 +37,18 @@ class StepResult:
     unrounded_layers: int = 0
 
 
+class StepOutcome:
+    """What a step has given so far: an executor fills it request by request, and ends with the result."""
+
+    def __init__(self) -> None:
+        self.sampled: dict[str, SampledToken] = {}
+        self.prompt_logprobs: dict[str, tuple[TokenLogprobs, ...]] = {}
+        self.failed: dict[str, str] = {}
+
+    def result(self, elapsed_s: float, unrounded_layers: int = 0) -> StepResult:
+        return StepResult(self.sampled, elapsed_s, self.prompt_logprobs, self.failed, unrounded_layers)
+
+
 class ExecutorDiedError(RuntimeError):
     """The executor cannot compute any more: the engine ends, where another error would end requests alone."""
 

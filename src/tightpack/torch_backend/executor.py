@@ -14,7 +14,7 @@ from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.serving_loop.chunk_check import reason_against
-from tightpack.serving_loop.executor import SampledToken, StepResult
+from tightpack.serving_loop.executor import StepOutcome, StepResult
 from tightpack.torch_backend.logprobs import token_logprobs
 from tightpack.torch_backend.model_runner import Computed, ModelRunner, Runner, RunnerOptions
 from tightpack.torch_backend.profiling import step_range
@@ -106,7 +106,7 @@ class TorchExecutor:
         """One forward pass over the plan's tokens. A chunk that cannot be computed (a token outside the
         vocabulary, numbers that are not finite, memory) fails alone; see `StepResult.failed`."""
         start = time.perf_counter()
-        outcome = _Outcome()
+        outcome = StepOutcome()
         chunks = []
         for chunk in plan.chunks:
             reason = self._refusal(chunk)
@@ -117,13 +117,7 @@ class TorchExecutor:
         if chunks:
             with torch.inference_mode():
                 self._compute(chunks, outcome)
-        return StepResult(
-            sampled=outcome.sampled,
-            elapsed_s=time.perf_counter() - start,
-            prompt_logprobs=outcome.prompt_logprobs,
-            failed=outcome.failed,
-            unrounded_layers=len(self._runner.unrounded),
-        )
+        return outcome.result(time.perf_counter() - start, unrounded_layers=len(self._runner.unrounded))
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """Float32 logits after every token of the chunks, in the order given: [tokens, vocab_size].
@@ -143,7 +137,7 @@ class TorchExecutor:
         """Why the chunk cannot be computed. On CUDA an index out of range would take the process down."""
         return reason_against(chunk, max_model_len=self._max_model_len, vocab_size=self._vocab_size)
 
-    def _compute(self, chunks: Sequence[Chunk], outcome: _Outcome) -> None:
+    def _compute(self, chunks: Sequence[Chunk], outcome: StepOutcome) -> None:
         """Compute the chunks together; when memory runs out, in halves, until only what does not fit fails.
 
         Keys and values written twice are the same ones, so a retry is safe.
@@ -162,7 +156,7 @@ class TorchExecutor:
         self._compute(chunks[:middle], outcome)
         self._compute(chunks[middle:], outcome)
 
-    def _compute_together(self, chunks: Sequence[Chunk], outcome: _Outcome) -> None:
+    def _compute_together(self, chunks: Sequence[Chunk], outcome: StepOutcome) -> None:
         computed = self._runner.forward([_piece(chunk) for chunk in chunks])
         sound = self._drop_unsound(chunks, computed, outcome)
         sampling = [(chunk, start + chunk.num_tokens - 1) for chunk, start in sound if chunk.samples]
@@ -182,7 +176,7 @@ class TorchExecutor:
                 outcome.prompt_logprobs[request.request_id] = self._prompt_logprobs(chunk, start)
 
     def _drop_unsound(
-        self, chunks: Sequence[Chunk], computed: Computed, outcome: _Outcome
+        self, chunks: Sequence[Chunk], computed: Computed, outcome: StepOutcome
     ) -> list[tuple[Chunk, int]]:
         """Fail the chunks with a row that is not finite; return the others with their first rows.
 
@@ -201,7 +195,7 @@ class TorchExecutor:
                 self._fail(chunk, "activations", outcome)
         return sound
 
-    def _fail(self, chunk: Chunk, what: str, outcome: _Outcome) -> None:
+    def _fail(self, chunk: Chunk, what: str, outcome: StepOutcome) -> None:
         """Fail a request and clear what this step wrote for it: its blocks go to others (see `KVCache`)."""
         self._runner.clear([_piece(chunk)])
         outcome.failed[chunk.request.request_id] = (
@@ -243,12 +237,3 @@ def _piece(chunk: Chunk) -> Piece:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-class _Outcome:
-    """What a step has given so far."""
-
-    def __init__(self) -> None:
-        self.sampled: dict[str, SampledToken] = {}
-        self.prompt_logprobs: dict[str, tuple[TokenLogprobs, ...]] = {}
-        self.failed: dict[str, str] = {}

@@ -9,8 +9,9 @@ from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.frame import Style
 from tightpack.benchmarking.html.line_chart import Line, Point, line_chart
 from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.parts import section
 from tightpack.benchmarking.html.results import Record, Result, gap
-from tightpack.benchmarking.html.sections import Colours, policy_key, section
+from tightpack.benchmarking.html.sections import Colours, policy_key
 
 
 def capacity(results: Sequence[Result], colours: Colours) -> str:

@@ -6,10 +6,9 @@ Everything is inside the file: style, script and drawings; it asks the network f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from tightpack.benchmarking.html import sections
+from tightpack.benchmarking.html import parts, sections
 from tightpack.benchmarking.html.capacity_section import capacity
 from tightpack.benchmarking.html.frame import colours
 from tightpack.benchmarking.html.markup import tag, text
@@ -54,14 +53,8 @@ def render_page(reports: Sequence[Record]) -> str:
         timelines(results),
         _how_to_read(results),
     )
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        tag("title", text(f"{results[0].report['model']}: batching policies measured")),
-        f"<style>{_asset('page.css')}</style>",
-    )
-    script = f"<script>{_asset('page.js')}</script>"
-    whole = tag("html", tag("head", *head), tag("body", *body, script), lang="en")
-    return f"<!DOCTYPE html>{whole}\n"
+    title = f"{results[0].report['model']}: batching policies measured"
+    return parts.page(title, body, script="page.js")
 
 
 def _header(results: Sequence[Result]) -> str:
@@ -100,17 +93,17 @@ def _tiles(results: Sequence[Result]) -> str:
     goodput, output = value(best, "goodput_requests_per_s", 0.0), value(fastest, "output_tokens_per_s", 0.0)
     tiles = [
         *_capacity_tile(results),
-        _tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
-        _tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
+        parts.tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
+        parts.tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
     ]
     wait = mean(first[1], "ttft_s.p99")
     if wait is not None:
-        tiles.append(_tile("Shortest p99 wait for a first token", f"{wait:.2f}", "s", who(*first)))
+        tiles.append(parts.tile("Shortest p99 wait for a first token", f"{wait:.2f}", "s", who(*first)))
     gaps = [(found, one) for one in shown if (found := gap(one[1], "itl_s", "p99")) is not None]
     if gaps:
         shortest, smoothest = min(gaps, key=lambda one: one[0])
         tiles.append(
-            _tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
+            parts.tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
         )
     return tag("div", *tiles, class_="tiles")
 
@@ -124,27 +117,17 @@ def _capacity_tile(results: Sequence[Result]) -> list[str]:
     if not found:
         return []
     rate, who = max(found, key=lambda one: float(one[0]))
-    return [_tile("Largest capacity", f"{rate:.2f}", "requests/s", who)]
-
-
-def _tile(what: str, figure: str, unit: str, who: str) -> str:
-    return tag(
-        "div",
-        tag("div", text(what), class_="what"),
-        tag("div", text(figure), " ", tag("small", text(unit)), class_="figure"),
-        tag("div", text(who), class_="who"),
-        class_="tile",
-    )
+    return [parts.tile("Largest capacity", f"{rate:.2f}", "requests/s", who)]
 
 
 def _numbers(results: Sequence[Result]) -> str:
     tables = (results_table(results), classes_table(results))
-    return sections.section("In numbers", _numbers_about(results), *tables)
+    return parts.section("In numbers", _numbers_about(results), *tables)
 
 
 def _numbers_about(results: Sequence[Result]) -> str:
     targets = [
-        f"{name}: {_targets_in_words(one['ttft_s'], one['tpot_s'])}"
+        f"{name}: {parts.targets_in_words(one['ttft_s'], one['tpot_s'])}"
         for name, one in results[0].report["workload"].get("service_classes", {}).items()
     ]
     words = f"Targets of the service classes: {'; '.join(targets)}." if targets else ""
@@ -157,27 +140,14 @@ def _numbers_about(results: Sequence[Result]) -> str:
     return words
 
 
-def _targets_in_words(ttft: float | None, tpot: float | None) -> str:
-    words = []
-    if ttft is not None:
-        words.append(f"TTFT up to {ttft:g} s")
-    if tpot is not None:
-        words.append(f"TPOT up to {1000 * tpot:g} ms")
-    return " and ".join(words) or "none"
-
-
 def _how_to_read(results: Sequence[Result]) -> str:
     terms = "".join(tag("dt", text(name)) + tag("dd", text(meaning)) for name, meaning in _TERMS.items())
-    parts = [tag("dl", terms)]
+    listed = [tag("dl", terms)]
     for result in results:
         if len(results) > 1:
-            parts.append(tag("h3", text(result.label)))
-        parts.append(provenance(result))
+            listed.append(tag("h3", text(result.label)))
+        listed.append(provenance(result))
     about = (
         "A dash stands where a policy hands over all tokens of a request together: there are no gaps then."
     )
-    return sections.section("What the words mean, and where the numbers come from", about, *parts)
-
-
-def _asset(name: str) -> str:
-    return files("tightpack.benchmarking.html").joinpath(name).read_text(encoding="utf-8")
+    return parts.section("What the words mean, and where the numbers come from", about, *listed)

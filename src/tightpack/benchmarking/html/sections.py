@@ -8,24 +8,12 @@ from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.frame import Style
 from tightpack.benchmarking.html.line_chart import Line, Point, line_chart
 from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.parts import legend, section
 from tightpack.benchmarking.html.range_chart import Range, range_chart
 from tightpack.benchmarking.html.results import Record, Result, gap, interval, mean
 
 Colours = Mapping[str, int]
 PRECISION_COLOURS = (0, 5, 7, 1, 6, 2)
-
-
-def section(title: str, about: str, *parts: str) -> str:
-    return tag("section", tag("h2", text(title)), tag("p", text(about), class_="about"), *parts)
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """(name, class of its colour) each."""
-    swatch = '<rect x="0" y="1" width="26" height="12" rx="2" class="{}"></rect>'
-    items = [
-        tag("li", tag("svg", swatch.format(kind), viewBox="0 0 26 14"), text(name)) for name, kind in entries
-    ]
-    return tag("ul", *items, class_="legend")
 
 
 def goodput_and_throughput(results: Sequence[Result], colours: Colours) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.parts import shown, table
 from tightpack.benchmarking.html.results import Record, Result, gap, interval, mean
 
 
@@ -50,18 +51,16 @@ _COLUMNS = (
 
 def results_table(results: Sequence[Result]) -> str:
     """A row a policy, at the rate of the largest goodput; the best of each column in bold."""
-    shown = [(result, run) for result in results for run in result.shown]
-    head = [tag("th", "Policy")]
-    head += [tag("th", text(one.title), "<br>", tag("small", text(one.unit))) for one in _COLUMNS]
-    columns = [_cells(column, [run for _, run in shown]) for column in _COLUMNS]
+    chosen = [(result, run) for result in results for run in result.shown]
+    titles = [f"{text(one.title)}<br>{tag('small', text(one.unit))}" for one in _COLUMNS]
+    columns = [_cells(column, [run for _, run in chosen]) for column in _COLUMNS]
     rows, previous = [], None
-    for (result, run), *cells in zip(shown, *columns, strict=True):
+    for (result, run), *cells in zip(chosen, *columns, strict=True):
         if len(results) > 1 and result.label != previous:
             rows.append(tag("tr", tag("td", text(result.label), colspan=len(_COLUMNS) + 1), class_="group"))
         previous = result.label
         rows.append(tag("tr", tag("td", text(run["policy"])), *cells))
-    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows))
-    return tag("div", table, class_="scroll")
+    return table(["Policy", *titles], rows)
 
 
 def classes_table(results: Sequence[Result]) -> str:
@@ -76,11 +75,11 @@ def classes_table(results: Sequence[Result]) -> str:
                 name = run["policy"] if len(results) == 1 else f"{result.label}, {run['policy']}"
                 values = (
                     one["requests"],
-                    _shown(one["attained"], 100, 1),
-                    _shown(one["goodput_requests_per_s"], 1, 2),
-                    _shown(one["ttft_s"]["p99"], 1, 2),
-                    _shown(gap(run, "tpot_s", "p99") and one["tpot_s"]["p99"], 1000, 0),
-                    _shown(gap(run, "itl_s", "p99") and one["longest_gap_s"]["p99"], 1000, 0),
+                    shown(one["attained"], 100, 1),
+                    shown(one["goodput_requests_per_s"], 1, 2),
+                    shown(one["ttft_s"]["p99"], 1, 2),
+                    shown(gap(run, "tpot_s", "p99") and one["tpot_s"]["p99"], 1000, 0),
+                    shown(gap(run, "itl_s", "p99") and one["longest_gap_s"]["p99"], 1000, 0),
                 )
                 cells = [tag("td", text(value)) for value in values]
                 rows.append(tag("tr", tag("td", text(name)), tag("td", text(one["name"])), *cells))
@@ -91,12 +90,10 @@ def classes_table(results: Sequence[Result]) -> str:
         *("Goodput<br><small>requests/s</small>", "TTFT p99<br><small>s</small>"),
         *("TPOT p99<br><small>ms</small>", "Longest gap p99<br><small>ms</small>"),
     )
-    head = tag("tr", *(tag("th", title) for title in titles))
-    table = tag("table", tag("thead", head), tag("tbody", *rows))
-    shown = tag("div", table, class_="scroll classes")
+    whole = table(titles, rows, kind="classes")
     if len(rows) <= _MOST_ROWS:
-        return shown
-    return tag("details", tag("summary", "By service class"), shown)
+        return whole
+    return tag("details", tag("summary", "By service class"), whole)
 
 
 def provenance(result: Result) -> str:
@@ -127,21 +124,17 @@ def provenance(result: Result) -> str:
 
 def _cells(column: _Column, runs: Sequence[Record]) -> list[str]:
     values = [column.value(run) for run in runs]
-    texts = [_shown(value, column.factor, column.decimals) for value in values]
+    texts = [shown(value, column.factor, column.decimals) for value in values]
     # Compared as shown: what reads the same is equally good.
     present = [float(one.replace(",", "")) for one in texts if one != "–"]
     best = column.best(present) if len(set(present)) > 1 else None
     cells = []
-    for run, shown in zip(runs, texts, strict=True):
+    for run, cell in zip(runs, texts, strict=True):
         around = interval(run, column.metric) if column.metric else None
         extra = ""
         if around is not None:
             half = (around[1] - around[0]) / 2 * column.factor
             extra = " " + tag("small", f"± {half:.{column.decimals}f}")
-        is_best = shown != "–" and best is not None and float(shown.replace(",", "")) == best
-        cells.append(tag("td", text(shown), extra, class_="best" if is_best else None))
+        is_best = cell != "–" and best is not None and float(cell.replace(",", "")) == best
+        cells.append(tag("td", text(cell), extra, class_="best" if is_best else None))
     return cells
-
-
-def _shown(value: float | None, factor: float, decimals: int) -> str:
-    return "–" if value is None else f"{value * factor:,.{decimals}f}"

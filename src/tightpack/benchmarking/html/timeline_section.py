@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.parts import legend, section
 from tightpack.benchmarking.html.results import Record, Result, Scene, gap
-from tightpack.benchmarking.html.sections import capitalized, legend, section
+from tightpack.benchmarking.html.sections import capitalized
 from tightpack.benchmarking.html.timeline_chart import Timeline, timeline_chart
 from tightpack.benchmarking.report import TIMELINE_STEPS
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.markup import tag, text
+from tightpack.benchmarking.html.parts import section
 from tightpack.benchmarking.html.results import Record, Result
-from tightpack.benchmarking.html.sections import PRECISION_COLOURS, section
+from tightpack.benchmarking.html.sections import PRECISION_COLOURS
 
 _WIDTH = 312
 

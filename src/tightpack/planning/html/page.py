@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.markup import tag, text
-from tightpack.benchmarking.html.sections import legend, section
+from tightpack.benchmarking.html.parts import legend, page, section, shown, table, targets_in_words, tile
 from tightpack.planning.html.front_chart import Mark, front_chart
 
 Record = Mapping[str, Any]
@@ -36,32 +35,18 @@ def render_page(plan: Record) -> str:
         _left_out(plan),
         _sources(plan),
     )
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        tag("title", text(f"{plan['model']}: a plan")),
-        f"<style>{files('tightpack.benchmarking.html').joinpath('page.css').read_text(encoding='utf-8')}</style>",
-    )
-    whole = tag("html", tag("head", *head), tag("body", *body), lang="en")
-    return f"<!DOCTYPE html>{whole}\n"
+    return page(f"{plan['model']}: a plan", body)
 
 
 def _header(plan: Record) -> str:
-    load = plan["load"]
+    load, slo = plan["load"], plan["slo"]
+    promise = targets_in_words(slo["ttft_s"], slo["tpot_s"])
     lead = (
         f"{load['rate_rps']:g} requests a second of {load['mean_input_tokens']:,.0f} tokens in and "
-        f"{load['mean_output_tokens']:,.0f} out on average ({load['description']}); {_promise(plan)} for "
-        f"{100 * plan['slo']['attainment']:g} % of them."
+        f"{load['mean_output_tokens']:,.0f} out on average ({load['description']}); {promise} for "
+        f"{100 * slo['attainment']:g} % of them."
     )
     return tag("header", tag("h1", text(plan["model"])), tag("p", text(lead), class_="lead"))
-
-
-def _promise(plan: Record) -> str:
-    slo, words = plan["slo"], []
-    if slo["ttft_s"] is not None:
-        words.append(f"TTFT up to {slo['ttft_s']:g} s")
-    if slo["tpot_s"] is not None:
-        words.append(f"TPOT up to {1000 * slo['tpot_s']:g} ms")
-    return " and ".join(words)
 
 
 def _tiles(plan: Record) -> str:
@@ -71,29 +56,19 @@ def _tiles(plan: Record) -> str:
         return tag("p", text(words))
     price = best["usd_per_million_output_tokens"]
     hourly = best["usd_per_hour"]
-    tiles = [_tile("The cheapest in time", str(_num_devices(best)), f"x {best['hardware']}", _kind(best))]
+    tiles = [tile("The cheapest in time", str(_num_devices(best)), f"x {best['hardware']}", _kind(best))]
     if price is not None:
-        tiles.append(_tile("A million output tokens", f"{price:.2f}", "USD", f"{hourly:.2f} USD an hour"))
+        tiles.append(tile("A million output tokens", f"{price:.2f}", "USD", f"{hourly:.2f} USD an hour"))
     tiles.append(
-        _tile(
+        tile(
             "Takes up to",
             f"{best['capacity_rps']:.3g}",
             "requests/s",
             f"{best['binds']} binds first; asked for {plan['load']['rate_rps']:g}",
         )
     )
-    tiles.append(_tile("Expected KL divergence", f"{best['kl']:.4f}", "nats", best["kl_source"]))
+    tiles.append(tile("Expected KL divergence", f"{best['kl']:.4f}", "nats", best["kl_source"]))
     return tag("div", *tiles, class_="tiles")
-
-
-def _tile(what: str, figure: str, unit: str, who: str) -> str:
-    return tag(
-        "div",
-        tag("div", text(what), class_="what"),
-        tag("div", text(figure), " ", tag("small", text(unit)), class_="figure"),
-        tag("div", text(who), class_="who"),
-        class_="tile",
-    )
 
 
 def _devices(one: Record) -> str:
@@ -208,12 +183,12 @@ def _candidates(plan: Record) -> str:
             f"{one['replicas']} x {f'{size} x ' if size > 1 else ''}{one['hardware']}",
             f"{one['precision']}{kv}",
             one["policy"],
-            _shown(one["attainment"], 100, 1),
-            _shown(one["ttft_p99_s"], 1, 2),
-            _shown(one["tpot_p99_s"], 1000, 0),
-            _shown(one["kl"], 1, 4),
-            _shown(one["usd_per_hour"], 1, 2),
-            _shown(one["usd_per_million_output_tokens"], 1, 3),
+            shown(one["attainment"], 100, 1),
+            shown(one["ttft_p99_s"], 1, 2),
+            shown(one["tpot_p99_s"], 1000, 0),
+            shown(one["kl"], 1, 4),
+            shown(one["usd_per_hour"], 1, 2),
+            shown(one["usd_per_million_output_tokens"], 1, 3),
             one["binds"] if one["meets_slo"] else f"{one['binds']} missed",
             "yes" if one["on_pareto_front"] else "",
         )
@@ -223,7 +198,7 @@ def _candidates(plan: Record) -> str:
     return section(
         "Candidates",
         "Cheapest first. On the front: beaten by no other in price, divergence and latency together.",
-        _table(titles, rows),
+        table(titles, rows),
     )
 
 
@@ -240,19 +215,19 @@ def _fits(plan: Record) -> str:
             one["hardware"],
             one["precision"],
             one["kv_cache_dtype"],
-            _shown(one["weights_bytes"], 1e-9, 1),
-            _shown(one["kv_bytes_per_token"], 1 / 1024, 1),
+            shown(one["weights_bytes"], 1e-9, 1),
+            shown(one["kv_bytes_per_token"], 1 / 1024, 1),
             "does not fit" if one["devices"] is None else one["devices"],
             f"{tokens:,}" if tokens else "–",
             f"{tokens // context:,}" if tokens else "–",
         )
         rows.append(tag("tr", *(tag("td", text(cell)) for cell in cells)))
-    table = tag("details", tag("summary", f"All {len(rows)} combinations"), _table(titles, rows))
+    folded = tag("details", tag("summary", f"All {len(rows)} combinations"), table(titles, rows))
     return section(
         "Will it fit",
         f"The fewest devices of one machine that hold the weights and a request of {context:,} tokens, and"
         " what their cache holds then.",
-        table,
+        folded,
     )
 
 
@@ -269,11 +244,11 @@ def _left_out(plan: Record) -> str:
         rows.append(
             tag("tr", *row, tag("td", text(one["reason"]), style="text-align:left;white-space:normal"))
         )
-    table = _table(("Replica", "Precision, cache", "Binds", "Why"), rows)
+    pruned = table(("Replica", "Precision, cache", "Binds", "Why"), rows)
     return section(
         "Left out without simulation",
         "No number of these replicas keeps the promise: a request that has the machine to itself misses it.",
-        tag("details", tag("summary", f"{len(rows)} combinations"), table),
+        tag("details", tag("summary", f"{len(rows)} combinations"), pruned),
     )
 
 
@@ -282,7 +257,7 @@ def _sources(plan: Record) -> str:
         tag(
             "tr",
             tag("td", text(one["name"])),
-            tag("td", text(_shown(one["usd_per_hour"], 1, 3))),
+            tag("td", text(shown(one["usd_per_hour"], 1, 3))),
             tag("td", text(one["price"]), style="text-align:left;white-space:normal"),
             tag("td", text(one["data_sheet"]), style="text-align:left;white-space:normal"),
         )
@@ -294,14 +269,5 @@ def _sources(plan: Record) -> str:
         "Where the numbers come from",
         "Step times are a roofline over data sheets, with the shares of their rates that kernels reach;"
         " prices are editable defaults. Both are named here.",
-        _table(("Device", "USD/hour", "Price", "Data sheet"), rows),
+        table(("Device", "USD/hour", "Price", "Data sheet"), rows),
     )
-
-
-def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
-    head = tag("tr", *(tag("th", title) for title in titles))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
-
-
-def _shown(value: float | None, factor: float, decimals: int) -> str:
-    return "–" if value is None else f"{value * factor:,.{decimals}f}"
