@@ -12,6 +12,7 @@ from tightpack.scheduling.plan import StepPlan
 from tightpack.scheduling.registry import make_policy
 from tightpack.serving_loop.executor import SampledToken, StepResult
 from tightpack.serving_loop.loop import ServingLoop
+from tightpack.simulated.fitted import AttentionCost, FittedCostModel
 
 STEP_S = 1.0
 PROMPT_TOKEN_S = 0.125  # for each token of a chunk beyond its first
@@ -78,3 +79,31 @@ def workload() -> Callable[..., Workload]:
         return build_workload("test", [RequestShape(*one) for one in requests], range(50), 64, seed=0)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_cost_model() -> Callable[[int, int], FittedCostModel]:
+    """(KV blocks of 16, positions) to a machine whose steps cost by their tokens alone."""
+
+    def make(num_blocks: int, positions: int) -> FittedCostModel:
+        return FittedCostModel(
+            token_counts=(1, 64),
+            step_s=(0.004, 0.03),
+            sampling_s=0.0,
+            sample_s=0.0,
+            decoding_s=0.0,
+            decode_s=0.0,
+            prompt_s=0.0,
+            attention=(
+                AttentionCost(
+                    window=None, decode_position_s=0, prompt_position_s=0, own_pair_s=0, cached_pair_s=0
+                ),
+            ),
+            manifest={
+                "model": "small",
+                "executor": {"backend": "native", "device": "cpu"},
+                "limits": {"num_blocks": num_blocks, "block_size": 16, "positions": positions},
+            },
+        )
+
+    return make

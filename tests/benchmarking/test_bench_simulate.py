@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from tightpack.cli.bench_simulate import read_simulation
 from tightpack.cli.main import app
-from tightpack.simulated.fitted import AttentionCost, FittedCostModel
+from tightpack.simulated.fitted import FittedCostModel
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -34,28 +35,9 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cost_file(tmp_path: Path) -> Path:
-    model = FittedCostModel(
-        token_counts=(1, 64),
-        step_s=(0.004, 0.03),
-        sampling_s=0.0,
-        sample_s=0.0,
-        decoding_s=0.0,
-        decode_s=0.0,
-        prompt_s=0.0,
-        attention=(
-            AttentionCost(
-                window=None, decode_position_s=0, prompt_position_s=0, own_pair_s=0, cached_pair_s=0
-            ),
-        ),
-        manifest={
-            "model": "small",
-            "executor": {"backend": "native", "device": "cpu"},
-            "limits": {"num_blocks": 64, "block_size": 16, "positions": 256},
-        },
-    )
+def cost_file(tmp_path: Path, small_cost_model: Callable[[int, int], FittedCostModel]) -> Path:
     path = tmp_path / "small.cost.json"
-    path.write_text(model.to_json())
+    path.write_text(small_cost_model(64, 256).to_json())
     return path
 
 

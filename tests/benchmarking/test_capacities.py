@@ -13,8 +13,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tightpack.simulated.fitted import AttentionCost, FittedCostModel
-
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -38,32 +36,13 @@ def scripts() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 
 @pytest.fixture(scope="module")
-def measured(scripts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def measured(scripts, small_cost_model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A result of two policies on two segments, and the arguments that gave it."""
     folder = tmp_path_factory.mktemp("capacities")
     rng = random.Random(1)
     rows = [f"{index / 5},{rng.randint(40, 1500)},{rng.randint(4, 60)}" for index in range(160)]
     (folder / "trace.csv").write_text("\n".join(("TIMESTAMP,ContextTokens,GeneratedTokens", *rows)))
-    cost = FittedCostModel(
-        token_counts=(1, 64),
-        step_s=(0.004, 0.03),
-        sampling_s=0.0,
-        sample_s=0.0,
-        decoding_s=0.0,
-        decode_s=0.0,
-        prompt_s=0.0,
-        attention=(
-            AttentionCost(
-                window=None, decode_position_s=0, prompt_position_s=0, own_pair_s=0, cached_pair_s=0
-            ),
-        ),
-        manifest={
-            "model": "small",
-            "executor": {"backend": "native", "device": "cpu"},
-            "limits": {"num_blocks": 512, "block_size": 16, "positions": 1024},
-        },
-    )
-    (folder / "small.cost.json").write_text(cost.to_json())
+    (folder / "small.cost.json").write_text(small_cost_model(512, 1024).to_json())
     arguments = [str(folder / "trace.csv"), str(folder / "out.json"), "--simulate"]
     arguments += [str(folder / "small.cost.json"), "--max-model-len", "1024", "--max-num-seqs", "32"]
     arguments += ["--variants", "chunked-prefill:64", "slo", "--mixes", "interactive + standard"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,3 +214,29 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.fixture(scope="session")
 def make_executor() -> Callable[..., TorchExecutor]:
     return build_executor
+
+
+class FakeGraph:
+    """Counts its replays; what was computed while it was recorded stays as it is."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.fixture
+def fake_cuda_graphs(monkeypatch):
+    """Graphs on a CPU: recording computes, a replay only counts. What was made."""
+    made = []
+
+    def graph():
+        made.append(FakeGraph())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda recorded, pool: contextlib.nullcontext())
+    return made

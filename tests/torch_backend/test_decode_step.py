@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -64,31 +63,6 @@ def test_tables_longer_than_what_can_be_decoded_are_cut():
     step, calls = recorded_calls(width=2)
     step([Piece((1,), 3, (4, 5, 6))])
     assert calls[0].block_tables.tolist() == [[4, 5]]
-
-
-class FakeGraph:
-    """Counts its replays; what was computed while it was recorded stays as it is."""
-
-    def __init__(self):
-        self.replays = 0
-
-    def replay(self):
-        self.replays += 1
-
-
-@pytest.fixture
-def fake_cuda_graphs(monkeypatch):
-    made = []
-
-    def graph():
-        made.append(FakeGraph())
-        return made[-1]
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph", lambda recorded, pool: contextlib.nullcontext())
-    return made
 
 
 def test_each_size_is_recorded_once_and_replayed(fake_cuda_graphs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -129,29 +128,11 @@ def test_many_rows_do_not_wait_for_many_steps(llama, make_request, make_executor
     assert serve(executor, sequencer(executor), requests) == [0, 0, 0, 1, 1]
 
 
-class FakeGraph:
-    def __init__(self):
-        self.replays = 0
-
-    def replay(self):
-        self.replays += 1
-
-
 @pytest.fixture
-def graphs(monkeypatch):
-    """Graphs on a CPU: recording computes, a replay only counts. What was made."""
-    made = []
-
-    def graph():
-        made.append(FakeGraph())
-        return made[-1]
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph", lambda recorded, pool: contextlib.nullcontext())
+def graphs(fake_cuda_graphs, monkeypatch):
+    """The runner records them, though the device is none of theirs."""
     monkeypatch.setattr(ModelRunner, "_record", lambda self: self._decode and self._decode.record())
-    return made
+    return fake_cuda_graphs
 
 
 def test_graphs_are_recorded_again(llama, make_request, make_executor, sequencer, graphs, monkeypatch):
