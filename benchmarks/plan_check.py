@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--policy", default="chunked-prefill")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--slo", default="ttft=0.5,tpot=0.05")
+    parser.add_argument("--slo", default="ttft=1,tpot=0.05")
     parser.add_argument("--max-num-seqs", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--num-threads", type=int, default=1)
