@@ -210,16 +210,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output-len", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=30_000, help="prompts have token ids below it")
     parser.add_argument("--modes", default="reject,wait", help="reject, wait or both")
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) - 1),
+        help="of the engine; one core is left to HTTP and to the clients, which run here too",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there")
     given = list(sys.argv[1:] if arguments is None else arguments)
     split = given.index("--") if "--" in given else len(given)
     options, serve_options = parser.parse_args(given[:split]), given[split + 1 :]
+    fixed = ["--policy", "slo", *_SMALL_CACHE, "--num-threads", str(options.num_threads)]
     modes = (
         {"running": []}
         if options.url
         else {
-            mode: ["--policy", "slo", *_SMALL_CACHE, *(["--reject-unattainable"] if mode == "reject" else [])]
+            mode: [*fixed, *(["--reject-unattainable"] if mode == "reject" else [])]
             for mode in options.modes.split(",")
         }
     )

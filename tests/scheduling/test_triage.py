@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tightpack.scheduling.standing import Standing, Tier
+from tightpack.scheduling.standing import Standing, Tier, deadline
 from tightpack.scheduling.triage import left_out
 
 
 def standings(jobs):
     """jobs: (seconds of work, deadline). The request is not looked at."""
-    made = [Standing(None, age, deadline, Tier.CHOSEN, 0.0) for age, (_, deadline) in enumerate(jobs)]
+    made = [
+        Standing(None, age, deadline, deadline, Tier.CHOSEN, 0.0) for age, (_, deadline) in enumerate(jobs)
+    ]
     work = {standing: jobs[standing.age][0] for standing in made}
     return sorted(made, key=lambda s: (s.deadline, s.age)), work
 
@@ -29,7 +31,7 @@ def all_in_time(order, work):
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), max_size=7))
 def test_as_many_deadlines_are_made_as_can_be(jobs):
     order, work = standings(jobs)
-    out = left_out(order, work.__getitem__, lambda seconds: seconds, much_longer=1.0)
+    out = left_out(order, work.__getitem__, lambda seconds, places: seconds, deadline, much_longer=1.0)
     kept = [standing for standing in order if standing not in out]
     assert all_in_time(kept, work)
     best = max(
@@ -44,7 +46,7 @@ def test_as_many_deadlines_are_made_as_can_be(jobs):
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), max_size=9))
 def test_whoever_is_kept_is_in_time_and_a_feasible_set_is_kept_whole(jobs):
     order, work = standings(jobs)
-    out = left_out(order, work.__getitem__, lambda seconds: seconds)
+    out = left_out(order, work.__getitem__, lambda seconds, places: seconds, deadline)
     assert all_in_time([standing for standing in order if standing not in out], work)
     if all_in_time(order, work):
         assert not out
@@ -53,5 +55,5 @@ def test_whoever_is_kept_is_in_time_and_a_feasible_set_is_kept_whole(jobs):
 @pytest.mark.parametrize(("long", "gives_way"), [(9, True), (7, False)])
 def test_a_prompt_gives_way_if_it_is_much_longer_than_the_one_that_would_be_late(long, gives_way):
     order, work = standings([(long, 10), (4, 10.5)])
-    out = left_out(order, work.__getitem__, lambda seconds: seconds)
+    out = left_out(order, work.__getitem__, lambda seconds, places: seconds, deadline)
     assert [standing.age for standing in out] == [0 if gives_way else 1]

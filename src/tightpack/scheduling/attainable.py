@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from tightpack.scheduling.forecast import Forecast
 from tightpack.scheduling.pace import Pace
-from tightpack.scheduling.standing import Standing, Tier
+from tightpack.scheduling.standing import Standing, Tier, by_deadline
 
 # Steps that the model must have seen before anybody is refused on its word.
 _MIN_STEPS = 32
@@ -33,44 +34,49 @@ class Departures:
         if self._count or not busy:
             self._since, self._count = now, 0
 
-    def seconds(self, count: int) -> float:
-        """Until so many more have ended."""
-        return count * self._gap_s
+    @property
+    def gap_s(self) -> float:
+        """Seconds from one to the next; 0 before any was seen."""
+        return self._gap_s
 
 
-def seconds_short(
-    standing: Standing,
-    ahead: Iterable[Standing],
-    pace: Pace,
-    now: float,
-    departures: Departures,
-    *,
-    places_taken: bool,
+def attainable_in(
+    standing: Standing, others: Iterable[Standing], pace: Pace, now: float, gap_s: float
 ) -> float:
-    """By how many seconds a new request would miss its deadline; 0 or less when it would not.
+    """In how many seconds a new request could be taken that cannot be taken now; 0 for one that can.
 
-    So long after now it would be in time, if nobody else came: whoever is ahead of it now, and whoever would
-    be by then because its deadline is nearer, is done or as much nearer to being done.
+    It can if its own first token will come in time, and if everybody who was taken before and has more time
+    will still be in time after it (the test of earliest deadline first). The seconds hold if nobody else
+    comes meanwhile.
 
-    ahead: those who wait or whose prompts are under way, but those who are late or have no deadline.
-    places_taken: whether a request in `ahead` waits for another to end, rather than for its prompt's turn.
+    others: those who wait or whose prompts are under way, but those who are late or have no deadline.
+    gap_s: of `Forecast`.
     """
     if standing.deadline == math.inf or pace.model.num_observed < _MIN_STEPS:
-        return -math.inf
-    own = pace.seconds(standing)
-    first, everyone, num_first, num_everyone = own, own, 1, 1
-    for other in ahead:
-        work = pace.seconds(other)
-        everyone += work
-        num_everyone += 1
-        if other.tier is Tier.PROMOTED or other.deadline <= standing.deadline:
-            first += work
-            num_first += 1
-
-    def finish(work: float, count: int) -> float:
-        for_place = departures.seconds(count) if places_taken else 0.0
-        return max(pace.finish(now, work), now + for_place)
-
-    if finish(first, num_first) <= standing.deadline:
         return 0.0
-    return finish(everyone, num_everyone) - standing.deadline
+    own = pace.seconds(standing)
+    ahead, behind = own, []
+    places = 1
+    for other in others:
+        if other.tier is Tier.PROMOTED or other.deadline <= standing.deadline:
+            ahead += pace.seconds(other)
+            places += other.waiting
+        else:
+            behind.append(other)
+    needs = [(other, pace.seconds(other)) for other in sorted(behind, key=by_deadline)]
+    everyone = ahead + sum(seconds for _, seconds in needs)
+    forecast = Forecast(pace, now, everyone, gap_s)
+    short = 0.0
+    if forecast.finish(ahead, places) > standing.aim:
+        num_places = places + sum(other.waiting for other in behind)
+        short = forecast.finish(everyone, num_places) - standing.aim
+    work = ahead
+    for other, seconds in needs:
+        work += seconds
+        places += other.waiting
+        # Who would be late as it is has nothing to lose.
+        if forecast.finish(work - own, places - 1) <= other.deadline and other.aim < forecast.finish(
+            work, places
+        ):
+            short = max(short, forecast.finish(work, places) - now)
+    return short

@@ -87,7 +87,3 @@ class Pace:
         """What the rest of a prompt adds to the steps that compute it."""
         first = standing.first_pending
         return self.model.prompt_seconds(first, len(standing.request.token_ids) - first)
-
-    def finish(self, now: float, work_s: float) -> float:
-        """When prompts of `work_s` seconds will be done."""
-        return now + self.fixed_s + work_s * self.stretch

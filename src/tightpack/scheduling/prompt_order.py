@@ -6,8 +6,9 @@ import math
 from itertools import chain
 
 from tightpack.scheduling.fair_share import FairShares
+from tightpack.scheduling.forecast import Forecast
 from tightpack.scheduling.pace import Pace
-from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadline
+from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadline, deadline
 from tightpack.scheduling.triage import left_out
 
 # Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
@@ -51,18 +52,20 @@ class PromptOrder:
         for standing in self._shares.due(now, num_prompt_tokens):
             self._set_tier(standing, Tier.PROMOTED)
 
-    def triage(self, under_way: list[Standing], now: float) -> None:
+    def triage(self, under_way: list[Standing], now: float, gap_s: float) -> None:
         """Find out anew whose deadlines can be made: those of the line, and of prompts under way.
 
-        No margin is left: who is given up for lost but would have been in time has lost more than who hopes
-        in vain, since it goes behind everybody else.
+        Nobody is given up for lost while it could be in time if it went first: who is, goes behind everybody
+        else.
+
+        gap_s: of `Forecast`.
         """
         if now < self._next_triage:
             return
         self._next_triage = now + _TRIAGE_EVERY
         pace = self._pace
         at_stake = [s for s in under_way if Tier.CHOSEN <= s.tier <= Tier.LATE]
-        soonest, stretch = now + pace.fixed_s, pace.stretch
+        soonest = now + pace.fixed_s
         prompt_seconds = pace.model.prompt_seconds
         needs: dict[Standing, float] = {}  # of those who may still make it
         for standing in chain(self.line.unsettled(), at_stake):
@@ -75,9 +78,14 @@ class PromptOrder:
                 self._set_tier(standing, Tier.LATE)
             else:
                 needs[standing] = seconds
-        out = left_out(
-            sorted(needs, key=by_deadline), needs.__getitem__, lambda work: soonest + work * stretch
-        )
+        forecast = Forecast(pace, now, sum(needs.values()), gap_s)
+        order = sorted(needs, key=by_deadline)
+        out = left_out(order, needs.__getitem__, forecast.finish, deadline)
+        if out:
+            # Not all can be served. Without a margin, whoever is served would be in time or late by a hair.
+            out = left_out(
+                order, needs.__getitem__, forecast.finish, lambda s: s.aim if s.waiting else s.deadline
+            )
         for standing in needs:
             tier = Tier.LEFT_OUT if standing in out else Tier.CHOSEN
             if standing.tier is not tier:

@@ -7,7 +7,7 @@ from itertools import chain, count
 
 from tightpack.requests.request import Request
 from tightpack.requests.service_class import INTERACTIVE
-from tightpack.scheduling.attainable import Departures, seconds_short
+from tightpack.scheduling.attainable import Departures, attainable_in
 from tightpack.scheduling.limits import SchedulerLimits, blocks_for
 from tightpack.scheduling.pace import Pace
 from tightpack.scheduling.plan import StepPlan
@@ -55,6 +55,11 @@ class SloPolicy(PolicyBase):
         return self._model
 
     @property
+    def _gap_s(self) -> float:
+        """Seconds until the next place is free, where somebody waits for one."""
+        return self._departures.gap_s if self._places_taken else 0.0
+
+    @property
     def prompt_room_s(self) -> float | None:
         return self._pace.room_s or None
 
@@ -90,7 +95,7 @@ class SloPolicy(PolicyBase):
         self._order.promote(now, self._num_prompt_tokens)
         self._num_prompt_tokens = 0
         if prompts or self._queues.waiting:
-            self._order.triage(prompts, now)
+            self._order.triage(prompts, now, self._gap_s)
             self._place_prompts(step, prompts)
         plan = step.plan()
         for request in plan.evicted:
@@ -136,21 +141,20 @@ class SloPolicy(PolicyBase):
         now = max(self._now, request.arrival_time)
         running = (self._standings[request] for request in self._queues.running)
         prompts = (s for s in running if not s.served and s.tier <= Tier.LEFT_OUT)
-        short = seconds_short(
+        wait = attainable_in(
             standing,
             chain(prompts, self._order.line.of_tier(Tier.PROMOTED), self._order.line.unsettled()),
             self._pace,
             now,
-            self._departures,
-            places_taken=self._places_taken,
+            self._gap_s,
         )
-        if short > 0:
+        if wait > 0:
             self._blocks.forget(request)
             target = request.service_class
             raise UnattainableError(
-                f"the first token would come about {short:.1f} s later than the {target.ttft_s:g} s that "
-                f"service class {target.name!r} promises; try again in {math.ceil(short)} s",
-                short,
+                f"the first token within {target.ttft_s:g} s that service class {target.name!r} promises "
+                f"cannot be kept beside those taken before; try again in {math.ceil(wait)} s",
+                wait,
             )
 
     def _place_prompts(self, step: StepBuilder, prompts: list[Standing]) -> None:

@@ -17,10 +17,17 @@ from tightpack.server.disconnect import ClientGoneError, until_disconnect
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+# Where line breaks end in the eyes of Unicode, and of clients that split a stream into lines by it. Events
+# have no others: JSON escapes what stands below U+0020.
+_OTHER_BREAKS = ("\x85", "\u2028", "\u2029")
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Compact, on one line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in _OTHER_BREAKS:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 class ChunkWriter:
