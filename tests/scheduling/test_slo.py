@@ -240,6 +240,15 @@ class TestRejectUnattainable:
         machine.add(400, STANDARD)
         machine.add(400, BATCH)
 
+    def test_nobody_is_taken_whom_others_would_pay_for(self, machine):
+        """The newcomer would be in time, but those who have more of it would not be any more."""
+        promised = [machine.add(400, STANDARD, name=f"promised {number}") for number in range(4)]
+        with pytest.raises(UnattainableError):
+            machine.add(300)
+        machine.add(40)
+        machine.run()
+        assert all(machine.first_token[r.request_id] <= r.arrival_time + STANDARD.ttft_s for r in promised)
+
     def test_an_idle_machine_refuses_nobody(self, machine):
         machine.add(900, ServiceClass("impossible", ttft_s=0.01))
 

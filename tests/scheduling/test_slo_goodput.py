@@ -19,6 +19,7 @@ from tightpack.requests.request import Request
 from tightpack.requests.sampling_params import SamplingParams
 from tightpack.requests.service_class import BATCH, INTERACTIVE, STANDARD
 from tightpack.scheduling.limits import SchedulerLimits
+from tightpack.scheduling.policy import UnattainableError
 from tightpack.scheduling.registry import make_policy
 from tightpack.scheduling.step_time import StepLoad
 from tightpack.serving_loop.executor import SampledToken, StepResult
@@ -65,16 +66,26 @@ class Outcome:
     order: tuple[str, ...]
 
 
-def traffic(rate):
-    rng = random.Random(7)
-
+def mixed(rng):
     def length(mean, spread, most):
         return min(most, 1 + int(rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)))
 
+    service_class = rng.choice((INTERACTIVE, INTERACTIVE, STANDARD, BATCH))
+    prompt = length(500, 0.5, 1200) if service_class is BATCH else length(250, 0.7, 800)
+    return service_class, prompt, length(60, 0.8, 300)
+
+
+def short(rng):
+    """Many at once: the machine is saturated at about 16 requests a second."""
+    service_class = rng.choices((INTERACTIVE, STANDARD), (0.7, 0.3))[0]
+    return service_class, rng.randint(48, 144), rng.randint(16, 48)
+
+
+def traffic(rate, draw):
+    rng = random.Random(7)
     time, requests = 0.0, []
     while (time := time + rng.expovariate(rate)) < SECONDS:
-        service_class = rng.choice((INTERACTIVE, INTERACTIVE, STANDARD, BATCH))
-        prompt = length(500, 0.5, 1200) if service_class is BATCH else length(250, 0.7, 800)
+        service_class, prompt, output = draw(rng)
         number = len(requests)
         requests.append(
             Request(
@@ -82,7 +93,7 @@ def traffic(rate):
                 prompt_token_ids=(number,) * prompt,
                 params=SamplingParams(max_tokens=None),
                 seed=0,
-                max_output_tokens=length(60, 0.8, 300),
+                max_output_tokens=output,
                 service_class=service_class,
                 arrival_time=time,
             )
@@ -91,7 +102,7 @@ def traffic(rate):
 
 
 @cache
-def serve(policy, rate, budget=1024):
+def serve(policy, rate, budget=1024, draw=mixed, reject=False):
     limits = SchedulerLimits(
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=budget,
@@ -100,28 +111,35 @@ def serve(policy, rate, budget=1024):
         num_blocks=VirtualMachine.num_blocks,
         max_queue=10_000,
         enable_prefix_caching=False,
+        reject_unattainable=reject,
     )
     machine = VirtualMachine()
     loop = ServingLoop(make_policy(policy, limits), machine, machine)
-    requests = traffic(rate)
+    requests = traffic(rate, draw)
     coming = list(reversed(requests))
+    refused = set()
     ended = []
     while coming or loop.has_unfinished:
         while coming and coming[-1].arrival_time <= machine.time:
-            loop.add(coming.pop())
+            request = coming.pop()
+            try:
+                loop.add(request)
+            except UnattainableError:
+                refused.add(request)
         before = machine.time
         ended += [update.request_id for update in loop.step() if update.finish_reason is not None]
         if machine.time == before:
             times = [loop.next_wakeup(), coming[-1].arrival_time if coming else None]
             machine.time = min((t for t in times if t is not None and t > before), default=before)
-    timed = [r for r in requests if r.service_class is not BATCH]
-    latencies = {r: RequestLatency.from_timings(r.timings) for r in requests}
-    assert all(r.num_output_tokens == r.max_output_tokens for r in requests), "not every request ended"
-    batch = [t <= SECONDS for r in requests if r.service_class is BATCH for t in r.timings.token_times]
+    taken = [r for r in requests if r not in refused]
+    timed = [r for r in taken if r.service_class is not BATCH]
+    latencies = {r: RequestLatency.from_timings(r.timings) for r in taken}
+    assert all(r.num_output_tokens == r.max_output_tokens for r in taken), "not every request ended"
+    batch = [t <= SECONDS for r in taken if r.service_class is BATCH for t in r.timings.token_times]
     return Outcome(
         goodput([latencies[r] for r in timed], [r.service_class for r in timed], SECONDS),
-        sum(batch) / len(batch),
-        max(latencies[r].ttft_s for r in requests),
+        sum(batch) / len(batch) if batch else 1.0,
+        max(latencies[r].ttft_s for r in taken),
         tuple(ended),
     )
 
@@ -145,6 +163,13 @@ def test_a_saturated_machine_meets_the_targets_of_half_as_many_requests_again(ra
 
 def test_overload_does_not_cost_goodput():
     assert serve("slo", LOADS[-1]).goodput >= serve("slo", LOADS[-2]).goodput
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_at_three_times_its_capacity_a_machine_keeps_nine_tenths_of_its_goodput(reject):
+    at_capacity = serve("slo", 13.0, draw=short).goodput
+    assert at_capacity > 12, "this is beyond the capacity"
+    assert serve("slo", 3 * 13.0, draw=short, reject=reject).goodput >= 0.9 * at_capacity
 
 
 def test_batch_work_is_done_while_there_is_time_for_it():

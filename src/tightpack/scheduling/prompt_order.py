@@ -8,8 +8,8 @@ from itertools import chain
 from tightpack.scheduling.fair_share import FairShares
 from tightpack.scheduling.forecast import Forecast
 from tightpack.scheduling.pace import Pace
-from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadline, deadline
-from tightpack.scheduling.triage import left_out
+from tightpack.scheduling.standing import Standing, Tier, WaitingLine, by_deadline
+from tightpack.scheduling.triage import all_in_time, left_out
 
 # Seconds between triages. Deadlines move on by milliseconds, and a long queue takes one to look through.
 _TRIAGE_EVERY = 0.03
@@ -80,9 +80,9 @@ class PromptOrder:
                 needs[standing] = seconds
         forecast = Forecast(pace, now, sum(needs.values()), gap_s)
         order = sorted(needs, key=by_deadline)
-        out = left_out(order, needs.__getitem__, forecast.finish, deadline)
-        if out:
-            # Not all can be served. Without a margin, whoever is served would be in time or late by a hair.
+        out: set[Standing] = set()
+        if not all_in_time(order, needs.__getitem__, forecast.finish):
+            # Without a margin, whoever is served then would be in time or late by a hair.
             out = left_out(
                 order, needs.__getitem__, forecast.finish, lambda s: s.aim if s.waiting else s.deadline
             )

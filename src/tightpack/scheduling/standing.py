@@ -74,7 +74,6 @@ class Standing:
         return self.tier, self.deadline, self.age
 
 
-deadline = attrgetter("deadline")
 by_deadline = attrgetter("deadline", "age")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tightpack.scheduling.standing import Standing
 
@@ -12,6 +12,21 @@ from tightpack.scheduling.standing import Standing
 _MUCH_LONGER = 2.0
 # -seconds of work, -age: the first of a heap is the longest prompt, the latest of equal ones.
 _Entry = tuple[float, int, Standing]
+
+
+def all_in_time(
+    by_deadline: Iterable[Standing],
+    seconds: Callable[[Standing], float],
+    finish: Callable[[float, int], float],
+) -> bool:
+    """Whether every deadline can be made; the arguments are those of `left_out`."""
+    work, places = 0.0, 0
+    for standing in by_deadline:
+        work += seconds(standing)
+        places += standing.waiting
+        if finish(work, places) > standing.deadline:
+            return False
+    return True
 
 
 def left_out(
@@ -33,33 +48,48 @@ def left_out(
     out: set[Standing] = set()
     longest: list[_Entry] = []
     work, places = 0.0, 0
+
+    def in_time(entry: _Entry, without: Sequence[_Entry]) -> bool:
+        less = sum(other[0] for other in without)
+        fewer = sum(other[2].waiting for other in without)
+        return finish(work - entry[0] + less, places + entry[2].waiting - fewer) <= due(entry[2])
+
     for standing in by_deadline:
         needs = seconds(standing)
         entry = -needs, -standing.age, standing
-        while finish(work + needs, places + standing.waiting) > due(standing):
-            most = _gives_way(longest, entry, much_longer)
-            if most is entry:
+        if finish(work + needs, places + standing.waiting) > due(standing):
+            give_way = _who_gives_way(longest, entry, in_time, much_longer)
+            if give_way is None:
                 out.add(standing)
-                break
-            longest.remove(most)
+                continue
+            for other in give_way:
+                longest.remove(other)
+                work += other[0]
+                places -= other[2].waiting
+                out.add(other[2])
             heapq.heapify(longest)
-            work += most[0]
-            places -= most[2].waiting
-            out.add(most[2])
-        else:
-            heapq.heappush(longest, entry)
-            work += needs
-            places += standing.waiting
+        heapq.heappush(longest, entry)
+        work += needs
+        places += standing.waiting
     return out
 
 
-def _gives_way(longest: list[_Entry], late: _Entry, much_longer: float) -> _Entry:
-    """Who of those chosen so far gives way to the one that would be late, or that one itself.
+def _who_gives_way(
+    longest: list[_Entry],
+    late: _Entry,
+    in_time: Callable[[_Entry, Sequence[_Entry]], bool],
+    much_longer: float,
+) -> Sequence[_Entry] | None:
+    """Who of those chosen so far gives way to the one that would be late; None if that is itself left out.
 
-    longest: a heap of (-seconds, -age, standing).
+    longest: a heap. in_time: whether the first is, without the others.
     """
-    if not longest:
-        return late
-    if not late[2].waiting:
-        return min((entry for entry in longest if entry[2].waiting), default=late)
-    return longest[0] if longest[0][0] < much_longer * late[0] else late
+    if late[2].waiting:
+        give_way = longest[:1] if longest and longest[0][0] < much_longer * late[0] else []
+        return give_way if give_way and in_time(late, give_way) else None
+    give_way = []
+    for other in sorted(other for other in longest if other[2].waiting):
+        give_way.append(other)
+        if in_time(late, give_way):
+            return give_way
+    return None
