@@ -84,6 +84,8 @@ class EngineArgs:
     tensor_parallel_size: processes that divide the model, each with a GPU of its own, or with a share of the
         CPU's cores; PyTorch's executor only.
     enforce_eager: record no CUDA graphs of decode steps.
+    async_scheduling: plan and launch the next step while the device computes one; PyTorch's executor only.
+        None does so on CUDA, with one rank.
     """
 
     model: str = DEFAULT_MODEL
@@ -111,6 +113,7 @@ class EngineArgs:
     num_threads: int | None = None
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:

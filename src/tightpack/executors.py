@@ -28,6 +28,11 @@ def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) 
     """
     reason = _reason_against_native(checkpoint, args)
     if reason is None:
+        if args.async_scheduling:
+            raise ValueError(
+                "async_scheduling needs executor='torch': the native one computes where it is called, and "
+                "nothing runs beside the host"
+            )
         return _native(checkpoint, args, max_model_len)
     if args.executor == "native":
         raise ValueError(f"executor='native' cannot run {checkpoint.name}: {reason}")
@@ -117,6 +122,7 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
         tensor_parallel_size=size,
         open_checkpoint=partial(_open_again, args),
         static_decode=False if args.enforce_eager else None,
+        async_scheduling=args.async_scheduling,
     )
 
 

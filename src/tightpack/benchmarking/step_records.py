@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tightpack.scheduling.plan import Chunk, StepPlan
 from tightpack.serving_loop.clock import Clock
-from tightpack.serving_loop.executor import Executor, StepResult
+from tightpack.serving_loop.executor import Executor, LaunchingExecutor, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,11 @@ class StepRecord:
 
 
 class RecordingExecutor:
-    """An executor that computes on another one and notes each step."""
+    """An executor that computes on another one, ahead if that does so, and notes each step."""
 
     def __init__(self, executor: Executor, clock: Clock) -> None:
         self._executor = executor
+        self._launching = executor if isinstance(executor, LaunchingExecutor) else None
         self._clock = clock
         self.steps: list[StepRecord] = []
 
@@ -46,11 +48,34 @@ class RecordingExecutor:
 
     def execute(self, plan: StepPlan) -> StepResult:
         start = self._clock.now()
-        # Counted before the step: afterwards the requests have grown.
-        decodes = sum(map(_is_decode, plan.chunks))
         result = self._executor.execute(plan)
-        self.steps.append(StepRecord(start, result.elapsed_s, plan.num_tokens - decodes, decodes))
+        self._note(start, plan, result)
         return result
+
+    @property
+    def async_scheduling(self) -> bool:
+        return self._launching is not None and self._launching.async_scheduling
+
+    def may_be_followed(self, plan: StepPlan) -> bool:
+        return self._launching is not None and self._launching.may_be_followed(plan)
+
+    def launch(self, plan: StepPlan, after: Any = None) -> Any:
+        if self._launching is None:
+            raise RuntimeError("this executor launches nothing ahead")
+        launched = self._launching.launch(plan, None if after is None else after[1])
+        return None if launched is None else (plan, launched)
+
+    def collect(self, launched: Any) -> StepResult:
+        if self._launching is None:
+            raise RuntimeError("this executor launches nothing ahead")
+        plan, step = launched
+        result = self._launching.collect(step)
+        self._note(self._clock.now() - result.elapsed_s, plan, result)
+        return result
+
+    def _note(self, start: float, plan: StepPlan, result: StepResult) -> None:
+        decodes = sum(map(_is_decode, plan.chunks))
+        self.steps.append(StepRecord(start, result.elapsed_s, plan.num_tokens - decodes, decodes))
 
     def close(self) -> None:
         self._executor.close()

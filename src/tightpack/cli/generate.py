@@ -11,6 +11,7 @@ import typer
 
 from tightpack.cli.options import (
     ActivationDtypeOption,
+    AsyncSchedulingOption,
     DeviceOption,
     DtypeOption,
     EnforceEagerOption,
@@ -52,6 +53,7 @@ def generate(
     num_threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
     enforce_eager: EnforceEagerOption = False,
+    async_scheduling: AsyncSchedulingOption = None,
 ) -> None:
     """Complete one prompt.
 

@@ -59,6 +59,13 @@ TensorParallelOption = Annotated[
 EnforceEagerOption = Annotated[
     bool, typer.Option("--enforce-eager", help="Record no CUDA graphs of decode steps.")
 ]
+AsyncSchedulingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--async-scheduling/--no-async-scheduling",
+        help="Plan and launch the next step while the device computes one: so on one GPU, if not given.",
+    ),
+]
 ServiceClassOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,7 +85,7 @@ TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 _OF_THE_ENGINE = (
     *("model", "dtype", "device", "executor", "activation_dtype", "num_threads"),
     *("quantization", "llm_int8_threshold", "kv_cache_dtype", "enable_prefix_caching"),
-    *("tensor_parallel_size", "enforce_eager"),
+    *("tensor_parallel_size", "enforce_eager", "async_scheduling"),
 )
 
 

@@ -17,6 +17,7 @@ import typer
 
 from tightpack.cli.options import (
     ActivationDtypeOption,
+    AsyncSchedulingOption,
     DeviceOption,
     DtypeOption,
     EnforceEagerOption,
@@ -90,6 +91,7 @@ def serve(
     num_threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
     enforce_eager: EnforceEagerOption = False,
+    async_scheduling: AsyncSchedulingOption = None,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")
     ] = 30.0,

@@ -31,6 +31,8 @@ class Policy(Protocol):
     tokens are appended, then `remove(request)` for every request that ended. `remove` may come at any time
     between steps (an abort).
     A plan that was not executed needs no undoing: the next `plan` computes the same tokens again.
+    Where `evicts_nobody` says so, `plan` may come while a step of decodes runs, between its `plan` and its
+    `observe`: its requests then look as they will after it, a token longer and a token further computed.
     """
 
     @property
@@ -64,6 +66,10 @@ class Policy(Protocol):
     @property
     def prompt_room_s(self) -> float | None:
         """Seconds that prompts may add to a step; None if time does not bound it."""
+
+    @property
+    def evicts_nobody(self) -> bool:
+        """Whether the next `plan` takes nobody's blocks, if every running request is given one token."""
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError (UnattainableError), or ValueError if it could never run.

@@ -59,6 +59,11 @@ class PolicyBase(ABC):
     def prompt_room_s(self) -> float | None:
         return None
 
+    @property
+    def evicts_nobody(self) -> bool:
+        # A token takes a block at the most, and who is admitted takes what is left.
+        return self._blocks.num_free >= len(self._queues.running)
+
     def add(self, request: Request) -> None:
         self._check(request)
         self._intake_closed = False

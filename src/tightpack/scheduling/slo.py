@@ -63,6 +63,10 @@ class SloPolicy(PolicyBase):
     def prompt_room_s(self) -> float | None:
         return self._pace.room_s or None
 
+    @property
+    def evicts_nobody(self) -> bool:
+        return super().evicts_nobody and not self._queues.waiting  # a deadline may take others' places
+
     def add(self, request: Request) -> None:
         super().add(request)
         standing = Standing.of(request, next(self._ages))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tightpack.requests.outputs import TokenLogprobs
 from tightpack.scheduling.plan import StepPlan
@@ -28,6 +28,7 @@ class StepResult:
     failed: requests that could not be computed, with the reason; the others are unharmed.
     elapsed_s: seconds the step took on the executor's clock (wall time, or virtual in simulation).
     unrounded_layers: so far, layers whose inputs saturated their static scale and are no longer rounded.
+    misled_next: a token is not the one that a step launched behind this one took; what that gives is void.
     """
 
     sampled: Mapping[str, SampledToken]
@@ -35,6 +36,7 @@ class StepResult:
     prompt_logprobs: Mapping[str, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     unrounded_layers: int = 0
+    misled_next: bool = False
 
 
 class StepOutcome:
@@ -45,8 +47,10 @@ class StepOutcome:
         self.prompt_logprobs: dict[str, tuple[TokenLogprobs, ...]] = {}
         self.failed: dict[str, str] = {}
 
-    def result(self, elapsed_s: float, unrounded_layers: int = 0) -> StepResult:
-        return StepResult(self.sampled, elapsed_s, self.prompt_logprobs, self.failed, unrounded_layers)
+    def result(self, elapsed_s: float, unrounded_layers: int = 0, *, misled_next: bool = False) -> StepResult:
+        return StepResult(
+            self.sampled, elapsed_s, self.prompt_logprobs, self.failed, unrounded_layers, misled_next
+        )
 
 
 class ExecutorDiedError(RuntimeError):
@@ -77,3 +81,35 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free what was allocated; the executor cannot be used afterwards."""
+
+
+# Stands in `Request.token_ids` for the token that a running step will give.
+UNREAD_TOKEN = -1
+
+
+@runtime_checkable
+class LaunchingExecutor(Executor, Protocol):
+    """An executor that computes beside the host: a step can be launched behind a running one (`overlap`).
+
+    Steps are computed in the order of their launch, two at a time at the most, and collected in that order.
+    """
+
+    @property
+    def async_scheduling(self) -> bool:
+        """Whether steps should be launched ahead."""
+
+    def may_be_followed(self, plan: StepPlan) -> bool:
+        """Whether the requests of `plan` can go on to their next token before this one's is read: nothing
+        that chooses it needs the tokens before it on the host."""
+
+    def launch(self, plan: StepPlan, after: Any = None) -> Any:
+        """Start computing; what comes back is for `collect`.
+
+        after: the step launched before this one, if it has not been collected. Where a request's last token
+            is UNREAD_TOKEN, this step takes what that one gives. Then None may come back: not yet, the plan
+            has to be made again once `after` is collected.
+        """
+
+    def collect(self, launched: Any) -> StepResult:
+        """Wait for a launched step and read what it gave. `elapsed_s` does not count the time in which the
+        step before was still running."""

@@ -10,8 +10,9 @@ from tightpack.requests.request import FinishReason, Request
 from tightpack.scheduling.plan import StepPlan
 from tightpack.scheduling.policy import Policy
 from tightpack.serving_loop.clock import Clock
-from tightpack.serving_loop.executor import Executor, SampledToken, StepResult
+from tightpack.serving_loop.executor import Executor, LaunchingExecutor, SampledToken, StepResult
 from tightpack.serving_loop.load import LoadMeter
+from tightpack.serving_loop.overlap import OverlappedSteps
 
 
 @dataclass(slots=True)
@@ -32,34 +33,59 @@ class LoopStats:
 
 
 class ServingLoop:
-    """Drives one policy and one executor. Not thread-safe: one thread owns it (`EngineThread` makes one)."""
+    """Drives one policy and one executor. Not thread-safe: one thread owns it (`EngineThread` makes one).
+
+    An executor that asks for it (`LaunchingExecutor.async_scheduling`) gets the next step while it computes.
+    """
 
     def __init__(self, policy: Policy, executor: Executor, clock: Clock) -> None:
         self.policy = policy
-        self.executor = executor
         self.clock = clock
+        self.executor = executor
         self.stats = LoopStats()
         self._requests: dict[str, Request] = {}
         self._unpublished: dict[str, Request] = {}
         self._meter: LoadMeter | None = None
 
+    @property
+    def executor(self) -> Executor:
+        return self._executor
+
+    @executor.setter
+    def executor(self, executor: Executor) -> None:
+        self._executor = executor
+        self._overlapped: OverlappedSteps | None = None
+        if isinstance(executor, LaunchingExecutor) and executor.async_scheduling:
+            self._overlapped = OverlappedSteps(self.policy, executor, self.clock)
+
     def step(self) -> list[Update]:
         """One iteration; returns what may be shown. Nothing runs when the policy has nothing to run now."""
+        if self._overlapped is not None:
+            return self._overlapped_step(self._overlapped)
         plan = self.policy.plan(self.clock.now())
         if plan:
             result = self.executor.execute(plan)
             self.commit(plan, result)
         return self._publish()
 
+    def _overlapped_step(self, steps: OverlappedSteps) -> list[Update]:
+        """The same, with the next step launched before this one's tokens are read."""
+        done = steps.next()
+        if done is not None:
+            self.commit(*done)
+        return self._publish()
+
     def commit(self, plan: StepPlan, result: StepResult) -> None:
-        """Take a step's tokens into their requests, and give back the blocks of those that ended."""
+        """Take a step's tokens into their requests, and give back the blocks of those that ended.
+
+        A request that had ended before, while the step was running, gets nothing from it.
+        """
         now = self.clock.now()
         self.policy.observe(plan, result.elapsed_s)
         self._count(plan, result, now - result.elapsed_s)
-        finished = []
+        num_finished = 0
         for request, error in self._failed(plan, result):
             self._finish(request, FinishReason.ERROR, error=error)
-            self.policy.remove(request)
         computed = tuple(chunk for chunk in plan.chunks if not chunk.request.finished)
         for chunk in computed:
             request = chunk.request
@@ -69,14 +95,14 @@ class ServingLoop:
             sampled = result.sampled.get(request.request_id)
             if sampled is not None:
                 self._append(request, sampled)
-                if request.finished:
-                    finished.append(request)
+                num_finished += request.finished
         self.policy.commit(StepPlan(computed, plan.evicted))
-        for request in finished:
-            self.policy.remove(request)
+        for chunk in plan.chunks:
+            if chunk.request.finished:
+                self._free(chunk.request)
         if self._meter is not None:
             self._meter.observe(plan, result.elapsed_s)
-            self._meter.settle(now, len(finished), busy=bool(self.policy.num_running))
+            self._meter.settle(now, num_finished, busy=bool(self.policy.num_running))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError, or ValueError for one that could never run."""
@@ -86,17 +112,21 @@ class ServingLoop:
         self._requests[request.request_id] = request
 
     def abort(self, request_id: str) -> None:
-        """Drop a request; its blocks are free before the next step. Unknown and finished ones are ignored."""
+        """Drop a request; its blocks are free before the next step is planned. Unknown and finished ones are
+        ignored."""
         request = self._requests.get(request_id)
         if request is not None and not request.finished:
             self._finish(request, FinishReason.ABORT)
-            self.policy.remove(request)
+            self._free(request)
 
     def fail_all(self, error: str) -> list[Update]:
         """End every request with an error: the way out after an executor that raised."""
         for request in list(self._requests.values()):
             if not request.finished:
                 self._finish(request, FinishReason.ERROR, error=error)
+                self.policy.remove(request)
+        if self._overlapped is not None:
+            for request in self._overlapped.abandon():
                 self.policy.remove(request)
         return self._publish()
 
@@ -121,12 +151,18 @@ class ServingLoop:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether any request is queued, running, or ended but not yet published."""
-        return bool(self._requests)
+        """Whether any request is queued, running, or ended but not yet published, or a step is running."""
+        return bool(self._requests) or (self._overlapped is not None and self._overlapped.running)
+
+    def _free(self, request: Request) -> None:
+        """Give back the blocks of a request that ended, unless the running step writes to them still."""
+        if self._overlapped is None or not self._overlapped.computes(request):
+            self.policy.remove(request)
 
     def _append(self, request: Request, sampled: SampledToken) -> None:
         token = sampled.token_id
         request.token_ids.append(token)
+        self.stats.generation_tokens += 1
         if sampled.logprobs is not None:
             request.logprobs.append(sampled.logprobs)
         self._unpublished[request.request_id] = request
@@ -158,14 +194,13 @@ class ServingLoop:
     def _failed(plan: StepPlan, result: StepResult) -> Iterable[tuple[Request, str]]:
         for chunk in plan.chunks:
             error = result.failed.get(chunk.request.request_id)
-            if error is not None:
+            if error is not None and not chunk.request.finished:
                 yield chunk.request, error
 
     def _count(self, plan: StepPlan, result: StepResult, started: float) -> None:
         stats = self.stats
         stats.steps += 1
         stats.busy_s += result.elapsed_s
-        stats.generation_tokens += len(result.sampled)
         stats.preemptions += len(plan.evicted)
         stats.unrounded_layers = result.unrounded_layers
         for chunk in plan.chunks:

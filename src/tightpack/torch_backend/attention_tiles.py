@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tightpack.torch_backend.transfer import send
+
 # The fewest rows a tensor-core product takes.
 _SMALLEST_TILE = 16
 # Rows of a prompt's tile: two warpgroups of 64, or as many as few queries fill.
@@ -81,9 +83,9 @@ def mixed_batch(
     starts[1:] = torch.tensor(query_counts, dtype=torch.int32).cumsum(0)
     return AttentionBatch(
         block_tables,
-        starts.to(device, non_blocking=True),
-        torch.tensor(context_lengths, dtype=torch.int32).to(device, non_blocking=True),
-        torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True),
+        send(starts, device),
+        send(torch.tensor(context_lengths, dtype=torch.int32), device),
+        send(torch.tensor(tiles, dtype=torch.int32), device),
         queries_a_tile,
         1,
     )

@@ -55,7 +55,9 @@ class DecodeStep:
         self._sizes = tuple(sizes)
         self._width, self._spare_block = width, spare_block
         numbers = self._sizes[-1] * (2 + width)
-        self._staged = torch.zeros(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
+        # Two, since the step before may not have been copied when the next is written.
+        pinned = device.type == "cuda"
+        self._staged = [torch.zeros(numbers, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
         self._on_device = torch.zeros(numbers, dtype=torch.int64, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Decoded]] = {}
 
@@ -101,10 +103,12 @@ class DecodeStep:
         return Decoded(decoded.hidden[: len(pieces)], decoded.logits[: len(pieces)])
 
     def _stage(self, pieces: Sequence[Piece], size: int) -> None:
-        """Write the step's numbers and send them. The array is free again: whoever asked for the step before
-        has waited for its tokens."""
+        """Write the step's numbers and send them. The array is free again: whoever asks for a step has waited
+        for the tokens of all but the one before."""
         count = len(pieces)
-        array = self._staged.numpy()
+        self._staged.reverse()
+        staged = self._staged[0]
+        array = staged.numpy()
         tokens, positions = array[:size], array[size : 2 * size]
         tables = array[2 * size : size * (2 + self._width)].reshape(size, self._width)
         tokens[count:], positions[count:], tables[count:] = 0, 0, self._spare_block
@@ -115,7 +119,7 @@ class DecodeStep:
             # Never read: what is attended to ends with the row's position.
             tables[row, len(blocks) :] = blocks[0]
         used = size * (2 + self._width)
-        self._on_device[:used].copy_(self._staged[:used], non_blocking=True)
+        self._on_device[:used].copy_(staged[:used], non_blocking=True)
 
     def _buffers(self, size: int) -> DecodeBuffers:
         tables = self._on_device[2 * size : size * (2 + self._width)].view(size, self._width)

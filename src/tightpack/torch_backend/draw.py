@@ -23,44 +23,64 @@ _PIECE = 64
 
 @dataclass(frozen=True, slots=True)
 class DrawParams:
-    """One entry a row. temperature: above 0; top_k: vocab_size keeps all; top_p, min_p: 1 and 0 keep all."""
+    """One entry a row. temperature: above 0; top_k: vocab_size keeps all; top_p, min_p: 1 and 0 keep all.
+
+    filters_least: whether any min_p is above 0.
+    """
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
     uniform: Tensor
+    filters_least: bool
 
     def select(self, rows: Tensor) -> DrawParams:
         return DrawParams(
-            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.uniform[rows]
+            self.temperature[rows],
+            self.top_k[rows],
+            self.top_p[rows],
+            self.min_p[rows],
+            self.uniform[rows],
+            self.filters_least,
         )
 
 
-def draw(logits: Tensor, params: DrawParams) -> Tensor:
-    """logits: float32 [rows, vocab_size], finite maximum, overwritten; returns token ids [rows]."""
-    vocab_size = logits.shape[-1]
-    temperature = params.temperature.clamp(min=1e-10).float().unsqueeze(-1)
-    # Relative to the likeliest token, so that no temperature overflows: exp of at most 0.
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
-    if bool((params.min_p > 0).any()):
-        weights.masked_fill_(weights < params.min_p.float().unsqueeze(-1), 0)
-    total = _row_sums(weights)
-    chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    open_rows = torch.arange(len(logits), device=logits.device)
-    for tier in (*(t for t in _TIERS if t < vocab_size), vocab_size):
-        whole = len(open_rows) == len(logits)
-        tokens, settled = _draw_from_top(
-            weights if whole else weights[open_rows],
-            total[open_rows],
-            params if whole else params.select(open_rows),
-            tier,
-        )
-        chosen[open_rows[settled]] = tokens[settled]
-        open_rows = open_rows[~settled]
-        if not len(open_rows):
-            break
-    return chosen
+class Drawing:
+    """Tokens drawn among the likeliest of each row, and what it takes to look further. Making it does not
+    wait for the device.
+
+    logits: float32 [rows, vocab_size], overwritten; rows that are not finite give any token.
+    at_once: at least so many of the likeliest are looked at.
+    tokens, settled: [rows]; a token that is not settled may be another.
+    """
+
+    def __init__(self, logits: Tensor, params: DrawParams, at_once: int = 0) -> None:
+        temperature = params.temperature.clamp(min=1e-10).float().unsqueeze(-1)
+        # Relative to the likeliest token, so that no temperature overflows: exp of at most 0.
+        weights = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+        if params.filters_least:
+            weights.masked_fill_(weights < params.min_p.float().unsqueeze(-1), 0)
+        vocab_size = logits.shape[-1]
+        first, *self._tiers = [*(t for t in _TIERS if at_once <= t < vocab_size), vocab_size]
+        self._weights, self._params = weights, params
+        self._total = _row_sums(weights)
+        self.tokens, self.settled = _draw_from_top(weights, self._total, params, first)
+
+    def look_further(self, rows: list[int]) -> list[int]:
+        """The tokens of rows that are not settled."""
+        open_rows = torch.tensor(rows, device=self._weights.device)
+        tokens = torch.empty_like(self.tokens)
+        for tier in self._tiers:
+            found, settled = _draw_from_top(
+                self._weights[open_rows], self._total[open_rows], self._params.select(open_rows), tier
+            )
+            tokens[open_rows[settled]] = found[settled]
+            open_rows = open_rows[~settled]
+            if not len(open_rows):
+                break
+        chosen: list[int] = tokens[rows].tolist()
+        return chosen
 
 
 def _row_sums(weights: Tensor) -> Tensor:
@@ -84,8 +104,9 @@ def _draw_from_top(weights: Tensor, total: Tensor, params: DrawParams, count: in
     settled = torch.full_like(limited, complete) | ~limited | (params.top_k <= count)
     last = params.top_k.clamp(max=count) - 1
     mass = torch.where(limited, cumulative.gather(-1, last.unsqueeze(-1)).squeeze(-1), total)
-    # Ranks that may be drawn: of positive weight, within top_k, and within the nucleus.
-    last = torch.minimum(last, (top > 0).sum(-1) - 1)
+    # Ranks that may be drawn: of positive weight, within top_k, and within the nucleus. A row that is not
+    # finite has none, and gets the first.
+    last = torch.minimum(last, ((top > 0).sum(-1) - 1).clamp(min=0))
     nucleus = params.top_p < 1
     needed = params.top_p * mass
     nucleus_last = (cumulative < needed.unsqueeze(-1)).sum(-1)

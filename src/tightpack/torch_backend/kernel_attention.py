@@ -18,6 +18,7 @@ from tightpack.torch_backend.attention_tiles import decode_batch, mixed_batch
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.paged_layer import PagedLayer
 from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece, StepInputs
+from tightpack.torch_backend.transfer import send
 from tightpack.torch_backend.triton_kernels import KernelContext, backend_module, multiprocessors
 
 
@@ -48,7 +49,7 @@ class KernelAttention:
         firsts = np.asarray([piece.first_token for piece in pieces])
         positions = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], counts)
         widest = max(-(-(p.first_token + p.num_tokens) // self._size) for p in pieces)
-        tables = np.zeros((len(pieces), widest), dtype=np.int64)
+        tables = np.zeros((len(pieces), widest), dtype=np.int32)
         for row, piece in enumerate(pieces):
             blocks = piece.block_table[:widest]
             tables[row, : len(blocks)] = blocks
@@ -56,14 +57,14 @@ class KernelAttention:
         tokens = np.concatenate([np.asarray(piece.tokens, dtype=np.int64) for piece in pieces])
         contexts = [piece.first_token + piece.num_tokens for piece in pieces]
         batch = mixed_batch(
-            torch.from_numpy(tables).to(self._device, torch.int32),
+            send(torch.from_numpy(tables), self._device),
             counts,
             contexts,
             heads_a_group=self._spec.num_heads // self._spec.num_kv_heads,
             device=self._device,
         )
         numbers = np.stack([tokens, positions, block * self._size + positions % self._size])
-        token_ids, places, slots = torch.from_numpy(numbers).to(self._device, non_blocking=True)
+        token_ids, places, slots = send(torch.from_numpy(numbers), self._device)
         return StepInputs(tuple(starts[:-1].tolist()), token_ids, places, slots, {}, batch)
 
     def of_decode(self, buffers: DecodeBuffers) -> StepInputs:

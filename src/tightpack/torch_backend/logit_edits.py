@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.requests.request import Request
+from tightpack.torch_backend.transfer import send
 
 IntArray = NDArray[np.int64]
 
 
 def edits_logits(request: Request) -> bool:
     params = request.params
-    return bool(
-        params.logit_bias
-        or request.num_output_tokens < params.min_tokens
-        or params.repetition_penalty != 1
-        or params.presence_penalty
-        or params.frequency_penalty
-    )
+    return bool(params.logit_bias or request.num_output_tokens < params.min_tokens or needs_tokens(request))
+
+
+def needs_tokens(request: Request) -> bool:
+    """Whether choosing a token needs to know, on the host, all those before it."""
+    params = request.params
+    return bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
 
 
 def edit_logits_(logits: Tensor, requests: Sequence[Request]) -> None:
@@ -109,5 +110,5 @@ class _Edit:
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         parts = (np.concatenate(self._rows), np.concatenate(self._ids), np.concatenate(self._values))
-        rows, ids, values = (torch.from_numpy(part).to(self._device) for part in parts)
+        rows, ids, values = (send(torch.from_numpy(part), self._device) for part in parts)
         return rows, ids, values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,7 +21,8 @@ from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
 from tightpack.torch_backend.saturation_guard import SaturationGuard
 from tightpack.torch_backend.sizing import default_num_blocks, estimated_step_bytes
-from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece
+from tightpack.torch_backend.step_inputs import DecodeBuffers, InputBuilder, Piece, StepInputs
+from tightpack.torch_backend.transfer import send
 from tightpack.torch_backend.triton_kernels import kernels_fit, make_context
 from tightpack.torch_backend.weights import load_weights
 
@@ -40,6 +41,7 @@ class RunnerOptions:
     num_blocks: KV blocks; None takes what fits once the weights are loaded.
     static_decode: decode from buffers that stay (`decode_step`), recorded as graphs on CUDA; None: where that
         gains something and can be done.
+    keeps_tokens: hold what was sampled for pieces that take it (`taken`).
     """
 
     dtype: torch.dtype
@@ -53,6 +55,12 @@ class RunnerOptions:
     num_threads: int | None = None
     gpu_memory_utilization: float = 0.9
     static_decode: bool | None = None
+    keeps_tokens: bool = False
+
+
+def taken(row: int) -> int:
+    """What stands in a piece for the token that `Runner.keep` was given at `row` and no host has read."""
+    return -1 - row
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,9 @@ class Runner(Protocol):
 
     def logits(self, rows: Sequence[int], /) -> Tensor:
         """Float32 [rows, vocab_size], of rows of the last `forward`."""
+
+    def keep(self, tokens: Tensor, /) -> None:
+        """Hold int64 [rows], on the device, for the next `forward`; of one rank only."""
 
     def clear(self, pieces: Sequence[Piece], /) -> None:
         """Leave finite numbers where the pieces wrote (see `KVCache`)."""
@@ -127,6 +138,9 @@ class ModelRunner:
         self._decode: DecodeStep | None = None
         self._hidden: Tensor | None = None
         self._logits: Tensor | None = None
+        self._kept: Tensor | None = None
+        if options.keeps_tokens:
+            self._kept = torch.zeros(options.max_num_seqs, dtype=torch.int64, device=self.device)
         self._num_blocks = 0
 
     @property
@@ -187,7 +201,7 @@ class ModelRunner:
             self._hidden, self._logits = decoded.hidden, decoded.logits
             return Computed(decoded.hidden, tuple(range(len(pieces))))
         with step_range(f"mixed {sum(p.num_tokens for p in pieces)} tokens", self.device):
-            inputs = self._builder.build(pieces)
+            inputs = self._with_kept(self._builder.build(pieces))
             self._hidden = decoder.forward(inputs, cache, self._attention)
         return Computed(self._hidden, inputs.starts)
 
@@ -197,8 +211,14 @@ class ModelRunner:
             raise RuntimeError("logits were asked for before anything was computed")
         with step_range(f"logits {len(rows)}", self.device):
             if self._logits is not None:
-                return self._logits[list(rows)]
-            return decoder.logits(self._hidden[list(rows)])
+                every = list(rows) == list(range(len(self._logits)))
+                return self._logits if every else self._logits[self._index(rows)]
+            return decoder.logits(self._hidden[self._index(rows)])
+
+    def keep(self, tokens: Tensor) -> None:
+        if self._kept is None:
+            raise RuntimeError("this runner was not made to keep tokens")
+        self._kept[: len(tokens)].copy_(tokens)
 
     def clear(self, pieces: Sequence[Piece]) -> None:
         _, cache = self._parts()
@@ -206,7 +226,7 @@ class ModelRunner:
             cache.clear(self._inputs.slots_of(piece))
 
     def close(self) -> None:
-        self._decoder = self._cache = self._decode = self._hidden = self._logits = None
+        self._decoder = self._cache = self._decode = self._hidden = self._logits = self._kept = None
         self._guard = SaturationGuard({})
         self._attention = GatheredAttention(self._spec)
         self._builder = self._inputs
@@ -230,8 +250,18 @@ class ModelRunner:
 
     def _compute_decode(self, buffers: DecodeBuffers) -> Decoded:
         decoder, cache = self._parts()
-        hidden = decoder.forward(self._builder.of_decode(buffers), cache, self._attention)
+        hidden = decoder.forward(self._with_kept(self._builder.of_decode(buffers)), cache, self._attention)
         return Decoded(hidden, decoder.logits(hidden))
+
+    def _with_kept(self, inputs: StepInputs) -> StepInputs:
+        """With the tokens that stand for kept ones (`taken`) replaced by them, on the device."""
+        if self._kept is None:
+            return inputs
+        ids = inputs.token_ids
+        return replace(inputs, token_ids=torch.where(ids < 0, self._kept[(-1 - ids).clamp(min=0)], ids))
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return send(torch.tensor(rows), self.device)
 
     def _make_cache(self, num_blocks: int) -> None:
         options = self._options

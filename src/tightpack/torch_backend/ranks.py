@@ -81,6 +81,9 @@ class LeadingRunner:
         self._tell("logits", rows)
         return self._together(lambda: self._own.logits(rows))
 
+    def keep(self, tokens: Tensor) -> None:
+        raise RuntimeError("several ranks keep no tokens: they get them from the host of rank 0")
+
     def clear(self, pieces: Sequence[Piece]) -> None:
         self._tell("clear", pieces)
         self._together(lambda: self._own.clear(pieces))

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tightpack.torch_backend.transfer import send
+
 IntArray = NDArray[np.int64]
 
 # Decodes attend together, padded to the longest context among them; one whose context is less than this share
@@ -248,10 +250,10 @@ class InputBuilder:
     def _additive(self, visible: NDArray[np.bool_]) -> Tensor:
         mask = torch.zeros(visible.shape, dtype=self.dtype)
         mask.masked_fill_(torch.from_numpy(~visible), -torch.inf)
-        return mask.to(self.device, non_blocking=True)
+        return send(mask, self.device)
 
     def _to_device(self, array: IntArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return send(torch.from_numpy(array), self.device)
 
 
 def _zip(
