@@ -322,6 +322,10 @@ class AsyncLLM:
         return self.engine.max_model_len
 
     @property
+    def max_queue(self) -> int:
+        return self.args.max_queue
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self.engine.checkpoint.tokenizer
 

@@ -48,6 +48,10 @@ class ServingEngine(Protocol):
         """Tokens of prompt and output together, at the most."""
 
     @property
+    def max_queue(self) -> int:
+        """Completions that may wait at the most; a request of more can never be taken."""
+
+    @property
     def tokenizer(self) -> ServingTokenizer: ...
 
     @property
