@@ -225,7 +225,7 @@ def test_other_errors(client: openai.OpenAI) -> None:
 
 
 def test_queue_full(client: openai.OpenAI, model: str, server: Any) -> None:
-    """Beside 40 completions, 16 of them running, 40 more do not fit a queue of 40: all of them are refused."""
+    """Beside 40 completions, 16 of them running, 40 more do not fit a queue of 40: all are refused."""
     asked: dict[str, Any] = {"model": model, "prompt": PROMPT, "n": 40, "max_tokens": 900}
     first = client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True})
     next(iter(first))

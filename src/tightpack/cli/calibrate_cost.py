@@ -88,7 +88,7 @@ def calibrate_cost(
     }
     if json_path is not None and not check:
         raise ValueError("--json holds the check's figures; drop --no-check")
-    check_writable(output)
+    check_writable(output, "--output")
     check_writable(json_path)
 
     from rich.console import Console

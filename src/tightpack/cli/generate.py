@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads standard input.")
+    ],
     model: ModelOption = DEFAULT_MODEL,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask it as a user's message, through the chat template.")

@@ -95,7 +95,9 @@ def serve(
     ] = 30.0,
     allowed_origins: Annotated[
         list[str] | None,
-        typer.Option(help="Web origins that may call from a browser (CORS), * for all; repeatable."),
+        typer.Option(
+            metavar="ORIGIN", help="Web origins that may call from a browser (CORS), * for all; repeatable."
+        ),
     ] = None,
     log_level: Annotated[
         str, typer.Option(help=", ".join(_LEVELS) + " (which logs each access).")

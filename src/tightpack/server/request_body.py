@@ -43,8 +43,8 @@ def _check_content_type(request: Request) -> None:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The bytes of a body. Raises ApiError (413) for one of more than `max_bytes`, and ClientGoneError where the
-    client leaves before it has sent all."""
+    """The bytes of a body. Raises ApiError (413) for one of more than `max_bytes`, and ClientGoneError where
+    the client leaves before it has sent all."""
     too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="request_too_large")
     pieces: list[bytes] = []
     size = 0

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, a count of requests in flight, refusals while draining, HEAD, failures."""
+"""The outermost layer: request ids, requests in flight, HEAD, refusals while draining, failures."""
 
 from __future__ import annotations
 
