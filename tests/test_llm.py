@@ -188,7 +188,7 @@ def test_unknown_arguments_and_values_are_refused_by_name(
 
 @pytest.fixture
 def async_llm(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill"))
+    monkeypatch.setattr("tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill"))
     engine = AsyncLLM()
     yield engine
     engine._finalizer.detach()  # the executor is the other tests'
@@ -218,7 +218,7 @@ async def test_leaving_a_stream_early_frees_its_blocks(async_llm: AsyncLLM) -> N
 
 
 async def test_a_forgotten_engine_ends_its_thread(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("continuous"))
+    monkeypatch.setattr("tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("continuous"))
     closed: list[bool] = []
     monkeypatch.setattr(type(llm.engine.executor), "close", lambda self: closed.append(True))
     forgotten = AsyncLLM()

@@ -49,7 +49,7 @@ def chat(
     Example: `tightpack chat --system "Answer in one sentence."`
     """
     given = locals()
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
     with suppress(ImportError):
         import readline  # noqa: F401  (`input` then has arrow keys and a history)

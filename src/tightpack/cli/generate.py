@@ -28,7 +28,7 @@ from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 from tightpack.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
     from tightpack.requests.prompts import Prompt
 
 
@@ -60,7 +60,7 @@ def generate(
     Example: `tightpack generate "What is the capital of France?" --chat`
     """
     given = locals()
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt

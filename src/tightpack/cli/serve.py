@@ -34,7 +34,7 @@ from tightpack.cli.service_classes import read_service_classes
 from tightpack.engine_args import DEFAULT_MODEL, EngineArgs
 
 if TYPE_CHECKING:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
 _DEFAULTS = EngineArgs()
 _LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -152,7 +152,7 @@ def serve(
 
 
 def _load(args: EngineArgs) -> AsyncLLM:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
     return AsyncLLM(**{field.name: getattr(args, field.name) for field in fields(args)})
 

@@ -41,7 +41,7 @@ class ServingTokenizer(Protocol):
 
 
 class ServingEngine(Protocol):
-    """An engine that takes requests from one event loop; `tightpack.llm.AsyncLLM` is one."""
+    """An engine that takes requests from one event loop; `tightpack.async_llm.AsyncLLM` is one."""
 
     @property
     def max_model_len(self) -> int:
