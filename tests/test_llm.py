@@ -188,7 +188,9 @@ def test_unknown_arguments_and_values_are_refused_by_name(
 
 @pytest.fixture
 def async_llm(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill"))
+    monkeypatch.setattr(
+        "tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill")
+    )
     engine = AsyncLLM()
     yield engine
     engine._finalizer.detach()  # the executor is the other tests'
