@@ -50,10 +50,10 @@ class TextEvaluation:
                 f"{original.spec.vocab_size}: their distributions cannot be compared"
             )
         # The reference's tokenizer would give the same ids; the judged model's is the one that must be right.
-        needed = (
-            (self.skip + self.samples) * self.sequence_length if self.samples and self.skip >= 0 else None
-        )
-        tokens = open_text(self.text, checkpoint.tokenizer, needed)
+        wanted = None
+        if self.samples is not None and self.skip >= 0:
+            wanted = (self.skip + self.samples) * self.sequence_length
+        tokens = open_text(self.text, checkpoint.tokenizer, wanted)
         sequences = tokens.sequences(self.sequence_length, skip=self.skip, count=self.samples)
         with ExitStack() as stack:
             own = stack.enter_context(self._logits(checkpoint, self.native)).each(sequences)

@@ -103,6 +103,6 @@ class LoadMeter:
             step_seconds=(step, token, pair, decode, position),
             relative_error=self.model.relative_error,
             num_observed=self.model.num_observed,
-            departure_gap_s=self.departures.seconds(1),
+            departure_gap_s=self.departures.gap_s,
             prompt_room_s=policy.prompt_room_s,
         )
