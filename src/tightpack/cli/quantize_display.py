@@ -53,7 +53,8 @@ class QuantizationBars:
         self.stop()
 
     def stop(self) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:  # one that never was would end with an empty line
+            self._progress.stop()
 
     def phase(self, what: str) -> None:
         if self._phase is not None:
