@@ -156,7 +156,7 @@ def opened(setting: Setting) -> Iterator[tuple[Machine, dict[str, Any]]]:
         about = {"model": simulation.name, "label": simulation.label, "executor": description}
         yield Machine(simulated, setting, simulation.cost_model), {**about, "where": "simulated"}
         return
-    from tightpack.llm import load_engine
+    from tightpack.engine import load_engine
 
     engine = load_engine(
         EngineArgs(

@@ -39,6 +39,16 @@ def test_native_on_a_cpu(backend, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_more_than_the_machine_has_is_refused_at_once(backend, executor):
+    with pytest.raises(ValueError, match=r"num_threads=100000 are more than the \d+ CPUs"):
+        backend(executor=executor, num_threads=100_000)
+    with pytest.raises(
+        MemoryError, match=r"num_blocks=10000000000 take .* GiB are free; \d+ would fill them"
+    ):
+        backend(executor=executor, num_blocks=10**10)
+
+
 LACKING = [
     ({"dtype": "float32"}, "it computes in bfloat16, not in dtype='float32'"),
     ({"dtype": "float16"}, "it computes in bfloat16, not in dtype='float16'"),

@@ -188,7 +188,9 @@ def test_unknown_arguments_and_values_are_refused_by_name(
 
 @pytest.fixture
 def async_llm(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill"))
+    monkeypatch.setattr(
+        "tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("chunked-prefill")
+    )
     engine = AsyncLLM()
     yield engine
     engine._finalizer.detach()  # the executor is the other tests'
@@ -217,8 +219,20 @@ async def test_leaving_a_stream_early_frees_its_blocks(async_llm: AsyncLLM) -> N
         await anext(async_llm.stream("more", SamplingParams()))
 
 
+async def test_the_load_is_the_loops_own(async_llm: AsyncLLM) -> None:
+    """What `GET /load` sends; the requests that run are counted by class."""
+    stream = async_llm.stream("Once upon a time", SamplingParams(max_tokens=400, ignore_eos=True))
+    await anext(stream)
+    running = await async_llm.load()
+    await stream.aclose()
+    assert (running.num_running, list(running.by_class)) == (1, ["standard"])
+    assert running.departure_gap_s >= 0
+    assert await async_llm.drain(timeout=5)
+    assert (await async_llm.load()).num_running == 0
+
+
 async def test_a_forgotten_engine_ends_its_thread(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: llm.engine.with_policy("continuous"))
+    monkeypatch.setattr("tightpack.async_llm.load_engine", lambda args: llm.engine.with_policy("continuous"))
     closed: list[bool] = []
     monkeypatch.setattr(type(llm.engine.executor), "close", lambda self: closed.append(True))
     forgotten = AsyncLLM()

@@ -64,7 +64,7 @@ def original() -> Checkpoint:
 def engine(original: Checkpoint, executor: str, **arguments: Any) -> Iterator[LLM]:
     dtype = "float32" if executor == "torch" else "auto"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tightpack.llm.open_checkpoint", lambda model: original)
+        patch.setattr("tightpack.engine.open_checkpoint", lambda model: original)
         llm = LLM(
             dtype=dtype, executor=executor, max_model_len=512, max_num_seqs=2, num_blocks=40, **arguments
         )

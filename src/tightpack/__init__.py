@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tightpack.async_llm import AsyncLLM
     from tightpack.calibration.config import QuantizationConfig
-    from tightpack.llm import LLM, AsyncLLM
+    from tightpack.llm import LLM
     from tightpack.quantization import quantize
     from tightpack.requests.sampling_params import SamplingParams
 
@@ -15,7 +16,7 @@ __all__ = ["LLM", "AsyncLLM", "QuantizationConfig", "SamplingParams", "quantize"
 
 _HOMES = {
     "LLM": "tightpack.llm",
-    "AsyncLLM": "tightpack.llm",
+    "AsyncLLM": "tightpack.async_llm",
     "QuantizationConfig": "tightpack.calibration.config",
     "quantize": "tightpack.quantization",
     "SamplingParams": "tightpack.requests.sampling_params",

@@ -7,6 +7,7 @@ import logging
 import os
 from functools import partial
 
+from tightpack.architectures.kv_memory import check_fits_cpu
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.checkpoints.precision import float_precision, resolve_kv_cache
@@ -23,9 +24,11 @@ _GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
     """The executor that `args.executor` names; "auto" is native on a CPU, and PyTorch where it must be.
 
-    Raises ValueError where what was asked for by name cannot run this, and ModuleNotFoundError that says
-    what to install where PyTorch is needed and absent.
+    Raises ValueError where what was asked for by name cannot run this or asks for more threads than CPUs,
+    MemoryError for KV blocks beyond the free memory, and ModuleNotFoundError that says what to install where
+    PyTorch is needed and absent.
     """
+    _check_threads(args.num_threads)
     reason = _reason_against_native(checkpoint, args)
     if reason is None:
         if args.async_scheduling:
@@ -45,6 +48,16 @@ def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) 
     if not by_choice:
         logger.warning("PyTorch runs %s, the native executor cannot: %s", checkpoint.name, reason)
     return _torch(checkpoint, args, max_model_len, None if by_choice else reason)
+
+
+def _check_threads(num_threads: int | None) -> None:
+    from tightpack.native_cpu.threads import allowed_cpus
+
+    if num_threads is not None and num_threads > (cpus := allowed_cpus()):
+        raise ValueError(
+            f"num_threads={num_threads} are more than the {cpus} CPUs that this process may use; threads "
+            "that take turns on a CPU wait for each other in every layer"
+        )
 
 
 _ON_CUDA = "it computes on CPUs alone, and the device is a GPU"
@@ -78,9 +91,12 @@ def _on_cuda(device: str) -> bool:
 def _native(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) -> Executor:
     from tightpack.native_cpu.executor import NativeExecutor
 
+    kv_cache = resolve_kv_cache(args.kv_cache_dtype, checkpoint, "bf16")
+    if args.num_blocks is not None:
+        check_fits_cpu(args.num_blocks, checkpoint.spec, args.block_size, kv_cache)
     return NativeExecutor(
         checkpoint,
-        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, "bf16"),
+        kv_cache=kv_cache,
         activation_dtype=args.activation_dtype,
         block_size=args.block_size,
         num_blocks=args.num_blocks,
@@ -107,10 +123,13 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
     size = args.tensor_parallel_size
     check_ranks(device, size)
     dtype = resolve_dtype(args.dtype, checkpoint)
+    kv_cache = resolve_kv_cache(args.kv_cache_dtype, checkpoint, float_precision(args.dtype, checkpoint))
+    if args.num_blocks is not None and device.type == "cpu":
+        check_fits_cpu(args.num_blocks, checkpoint.spec, args.block_size, kv_cache)
     return TorchExecutor(
         checkpoint,
         dtype=dtype,
-        kv_cache=resolve_kv_cache(args.kv_cache_dtype, checkpoint, float_precision(args.dtype, checkpoint)),
+        kv_cache=kv_cache,
         device=device,
         block_size=args.block_size,
         num_blocks=args.num_blocks,

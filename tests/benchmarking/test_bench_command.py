@@ -39,7 +39,7 @@ class FormulaEngine:
 @pytest.fixture
 def bench(make_loop, executor, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     executor.description = {"backend": "formula", "device": "cpu", "dtype": "float32"}
-    monkeypatch.setattr("tightpack.llm.load_engine", lambda args: FormulaEngine(make_loop, executor))
+    monkeypatch.setattr("tightpack.engine.load_engine", lambda args: FormulaEngine(make_loop, executor))
 
     def run(line: str, *more: str | Path) -> str:
         options = ["bench", *line.split(), *map(str, more)]

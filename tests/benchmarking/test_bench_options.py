@@ -21,7 +21,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded before the options were checked")
 
-    monkeypatch.setattr("tightpack.llm.load_engine", load)
+    monkeypatch.setattr("tightpack.engine.load_engine", load)
 
 
 def refusal(command: object, *arguments: str) -> str:

@@ -46,7 +46,7 @@ def test_what_goes_wrong_with_one_answer_does_not_end_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parrot = Parrot()
-    monkeypatch.setattr("tightpack.llm.AsyncLLM", lambda **arguments: parrot)
+    monkeypatch.setattr("tightpack.async_llm.AsyncLLM", lambda **arguments: parrot)
     app = typer.Typer()
     app.command()(chat)
     done = CliRunner().invoke(app, ["--system", "s"], input="hello\nlong\nstop\nagain\n/clear\nanew\n/exit\n")

@@ -49,7 +49,7 @@ def test_a_wrong_configuration(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_configuration(tmp_path: Path) -> None:
-    assert "No such file" in refused(tightpack("cluster", str(tmp_path / "none.yaml")))
+    assert "no such file" in refused(tightpack("cluster", str(tmp_path / "none.yaml")))
 
 
 def test_wrong_batches(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class FakeEngine:
 
     def __init__(self, max_model_len: int = 200, delay: float = 0.005) -> None:
         self.max_model_len = max_model_len
+        self.max_queue = 1000
         self.tokenizer = ByteTokenizer()
         self.is_running = True
         self.delay = delay

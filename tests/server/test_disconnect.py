@@ -13,9 +13,12 @@ from tightpack.server.service import Lifecycle
 
 
 class LeavingClient:
-    """Speaks ASGI to the application, and disconnects when told."""
+    """Speaks ASGI to the application, and disconnects when told.
 
-    def __init__(self, engine: Any, path: str, body: dict[str, Any]) -> None:
+    sends_all: or half of its body, and then nothing more.
+    """
+
+    def __init__(self, engine: Any, path: str, body: dict[str, Any], *, sends_all: bool = True) -> None:
         self.engine = engine
         self.lifecycle = Lifecycle()
         self.sent: list[dict[str, Any]] = []
@@ -23,6 +26,9 @@ class LeavingClient:
         self._app = create_app(engine, model_name="fake", lifecycle=self.lifecycle)
         self._body = json.dumps({"model": "fake", **body}).encode()
         self._path = path
+        self._sends_all = sends_all
+        if not sends_all:
+            self._body = self._body[: len(self._body) // 2]
 
     async def run(self) -> None:
         scope = {
@@ -49,7 +55,7 @@ class LeavingClient:
     async def _receive(self) -> dict[str, Any]:
         if self._body:
             body, self._body = self._body, b""
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": not self._sends_all}
         await self.leave.wait()
         return {"type": "http.disconnect"}
 
@@ -75,6 +81,17 @@ async def test_before_the_first_token(engine: Any, stream: bool, kind: str) -> N
     await asyncio.wait_for(task, 1)
     assert not engine.active
     assert client.lifecycle.in_flight == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+async def test_within_its_own_request(engine: Any, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody's lost connection is no failure of the server: nothing is logged."""
+    client = LeavingClient(engine, path, {"prompt": "never"}, sends_all=False)
+    client.leave.set()
+    await asyncio.wait_for(client.run(), 1)
+    assert client.sent[0]["status"] == 499
+    assert client.lifecycle.in_flight == 0
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])

@@ -285,6 +285,20 @@ async def test_queue_full(client: httpx.AsyncClient, engine: Any, stream: bool) 
         assert not engine.active, prompt
 
 
+async def test_more_than_the_queue_ever_holds(client: httpx.AsyncClient, engine: Any) -> None:
+    """Coming again would not help, so it is no 429."""
+    engine.max_queue = 4
+    asked = {"model": "fake", "prompt": ["a", "b", "c"], "n": 2}
+    error = error_of(await client.post("/v1/completions", json=asked), 400)
+    assert error["param"] == "prompt"
+    assert "6 completions" in error["message"]
+    assert "holds 4" in error["message"]
+    messages = [{"role": "user", "content": "a"}]
+    answer = await client.post("/v1/chat/completions", json={"messages": messages, "n": 5})
+    assert error_of(answer, 400)["param"] == "n"
+    assert (await client.post("/v1/completions", json={**asked, "n": 1})).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_all_prompts_or_none(client: httpx.AsyncClient, engine: Any, stream: bool) -> None:
     """One refused prompt refuses the request, before anything of the others is shown."""

@@ -225,12 +225,24 @@ def test_other_errors(client: openai.OpenAI) -> None:
 
 
 def test_queue_full(client: openai.OpenAI, model: str, server: Any) -> None:
-    """128 completions do not fit a queue of 40: all are refused, and none is left behind."""
+    """Beside 40 completions, 16 of them running, 40 more do not fit a queue of 40: all are refused."""
+    asked: dict[str, Any] = {"model": model, "prompt": PROMPT, "n": 40, "max_tokens": 900}
+    first = client.completions.create(**asked, stream=True, extra_body={"ignore_eos": True})
+    next(iter(first))
     for stream in (False, True):
         with pytest.raises(openai.RateLimitError) as caught:
-            client.completions.create(model=model, prompt=PROMPT, n=128, max_tokens=500, stream=stream)  # type: ignore[call-overload]
+            client.completions.create(**asked, stream=stream)
         assert int(caught.value.response.headers["retry-after"]) >= 1
-        server.until_idle(2)
+    assert server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 40
+    first.close()
+    server.until_idle(5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_than_the_queue_ever_holds(client: openai.OpenAI, model: str, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"n=41 are 41 completions.*holds 40") as caught:
+        client.completions.create(model=model, prompt=PROMPT, n=41, stream=stream)  # type: ignore[call-overload]
+    assert caught.value.param == "n"
 
 
 def test_leaving_a_stream_frees_its_blocks(client: openai.OpenAI, model: str, server: Any) -> None:

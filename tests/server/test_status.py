@@ -92,6 +92,19 @@ async def test_health(engine: Any) -> None:
         assert (await client.get("/health")).status_code == 503
 
 
+async def test_head(engine: Any) -> None:
+    lifecycle = Lifecycle()
+    async with make_client(engine, lifecycle=lifecycle) as client:
+        for path in ("/health", "/metrics", "/v1/models"):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert int(answer.headers["content-length"]) > 0
+        assert (await client.head("/nowhere")).status_code == 404
+        assert (await client.head("/v1/completions")).status_code == 405
+        lifecycle.draining = True
+        assert (await client.head("/health")).status_code == 503
+
+
 async def test_api_key(engine: Any) -> None:
     async with make_client(engine, api_key="sécret") as client:
         for header in (None, "Bearer wrong", "Bearer", "Basic sécret", "sécret", "Bearer sécret2"):

@@ -60,6 +60,16 @@ def cpu_budget() -> float:
     return min(_LARGEST_CPU_CACHE, _CPU_CACHE_SHARE * free_memory())
 
 
+def check_fits_cpu(num_blocks: int, spec: ModelSpec, block_size: int, kv_format: KVCacheFormat) -> None:
+    """Raises MemoryError for more blocks than the free memory holds, with how many it would."""
+    block_bytes, free = kv_block_bytes(spec, block_size, kv_format), free_memory()
+    if num_blocks * block_bytes > free:
+        raise MemoryError(
+            f"num_blocks={num_blocks} take {num_blocks * block_bytes / 2**30:,.1f} GiB of KV cache, and "
+            f"{free / 2**30:,.1f} GiB are free; {int(free // block_bytes)} would fill them"
+        )
+
+
 def blocks_within(
     budget: float,
     spec: ModelSpec,

@@ -112,11 +112,19 @@ def batch(
                 asyncio.run(_ask_engine(missing, engine, take))
         import json
 
-        bad = sum(not succeeded(json.loads(text)) for text in journal.outputs.values())
+        answers = (json.loads(journal.outputs[number]) for number in sorted(journal.outputs))
+        bad = [answer for answer in answers if not succeeded(answer)]
         journal.finish()
-    print(f"{len(lines)} lines in {output}" + (f", {bad} of them errors" if bad else ""), file=sys.stderr)
+    print(f"{len(lines)} lines in {output}", file=sys.stderr)
     if bad:
+        print(f"{len(bad)} of them are errors, the first: {_what_went_wrong(bad[0])}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _what_went_wrong(answer: Mapping[str, Any]) -> str:
+    error = answer["error"] or answer["response"]["body"].get("error", {})
+    name = answer["custom_id"]
+    return (f"{name}: " if name else "") + str(error.get("message", error))
 
 
 async def _ask_server(

@@ -38,8 +38,8 @@ def open_engine(arguments: Mapping[str, Any], plan: Plan) -> Iterator[Opened]:
     """The model, loaded once for all policies."""
     from tightpack.benchmarking.target import InProcess
     from tightpack.benchmarking.vocabulary import ordinary_token_ids
+    from tightpack.engine import load_engine
     from tightpack.engine_args import EngineArgs
-    from tightpack.llm import load_engine
 
     engine = load_engine(
         EngineArgs(

@@ -27,7 +27,7 @@ from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 
 if TYPE_CHECKING:
     from tightpack.benchmarking.prediction import Prediction
-    from tightpack.llm import Engine
+    from tightpack.engine import Engine
     from tightpack.simulated.fitted import FittedCostModel
     from tightpack.simulated.machine_speed import MachineSpeed
 
@@ -88,15 +88,15 @@ def calibrate_cost(
     }
     if json_path is not None and not check:
         raise ValueError("--json holds the check's figures; drop --no-check")
-    check_writable(output)
+    check_writable(output, "--output")
     check_writable(json_path)
 
     from rich.console import Console
 
     from tightpack.cli.calibrate_cost_check import CHECKED_REQUESTS, check_policies
     from tightpack.cli.calibrate_cost_tables import show_check, show_fit
+    from tightpack.engine import load_engine
     from tightpack.engine_args import EngineArgs
-    from tightpack.llm import load_engine
 
     status = Console(stderr=True, quiet=quiet)
     with status.status(f"loading {model}"):

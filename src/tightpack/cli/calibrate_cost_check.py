@@ -14,7 +14,7 @@ from tightpack.simulated.scaled import ScaledCostModel
 from tightpack.simulated.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
-    from tightpack.llm import Engine
+    from tightpack.engine import Engine
     from tightpack.simulated.fitted import FittedCostModel
     from tightpack.simulated.machine_speed import MachineSpeed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -13,13 +14,16 @@ from tightpack.cli.options import (
     DeviceOption,
     DtypeOption,
     ExecutorOption,
+    KVCacheDtypeOption,
     ModelArgument,
+    QuantizationOption,
     TemperatureOption,
     TensorParallelOption,
     ThreadsOption,
+    ThresholdOption,
     engine_options,
 )
-from tightpack.engine_args import DEFAULT_MODEL
+from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 from tightpack.requests.sampling_params import SamplingParams
 
 
@@ -34,6 +38,9 @@ def chat(
     device: DeviceOption = "auto",
     executor: ExecutorOption = "auto",
     activation_dtype: ActivationDtypeOption = "auto",
+    quantization: QuantizationOption = None,
+    llm_int8_threshold: ThresholdOption = LLM_INT8_THRESHOLD,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     num_threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
@@ -42,7 +49,10 @@ def chat(
     Example: `tightpack chat --system "Answer in one sentence."`
     """
     given = locals()
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  (`input` then has arrow keys and a history)
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = AsyncLLM(**engine_options(given), max_num_seqs=1)

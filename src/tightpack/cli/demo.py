@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tightpack.benchmarking.tour.recommendation import Choice
     from tightpack.cli.demo_tour import Tour
-    from tightpack.llm import Engine
+    from tightpack.engine import Engine
 
 _QUESTION = "What is the capital of France?"
 _ANSWER_TOKENS = 48

@@ -23,6 +23,7 @@ from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.cli.demo_display import DemoDisplay
 from tightpack.cli.demo_precisions import ORIGINAL, Precision, precisions, rounded_anew
+from tightpack.engine import Engine, load_engine
 from tightpack.engine_args import EngineArgs
 from tightpack.evaluation.quick_quality import (
     Logarithms,
@@ -31,7 +32,6 @@ from tightpack.evaluation.quick_quality import (
     log_probabilities,
     sample_sequences,
 )
-from tightpack.llm import Engine, load_engine
 from tightpack.scheduling.registry import POLICY_NAMES
 
 _MAX_NUM_SEQS = 8

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from tightpack.cli.option_values import listed_names
 from tightpack.cli.options import ActivationDtypeOption, DeviceOption, ModelArgument, ThreadsOption
+from tightpack.cli.result_file import JsonOption, check_writable
 from tightpack.engine_args import ACTIVATION_DTYPES
 from tightpack.requests.arguments import require_one_of
-
-if TYPE_CHECKING:
-    from tightpack.evaluation.comparison import Quality
 
 ReferenceOption = Annotated[
     str | None,
@@ -60,9 +59,6 @@ EvaluatedOption = Annotated[
         "reference stays in torch."
     ),
 ]
-JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="OUT.json", help="Write the results to this file.")
-]
 
 
 def evaluate(
@@ -96,20 +92,21 @@ def evaluate(
     """
     from rich.console import Console
 
-    from tightpack.cli.result_file import check_writable
+    from tightpack.cli.evaluate_tables import show_quality, show_tasks
 
     check_writable(json_path)
     if (text is None) == (tasks is None):
         raise ValueError("give --text, or --tasks" + ("" if text is None else ", not both"))
-    status = Console(stderr=True)
-    started = time.monotonic()
     require_one_of("executor", executor, ("torch", "native"))
     require_one_of("activation_dtype", activation_dtype, ACTIVATION_DTYPES)
+    status = Console(stderr=True)
+    started = time.monotonic()
+    arguments: dict[str, Any] = {"model": model}
     if tasks is not None:
         if reference is not None:
             raise ValueError("--reference belongs to --text; run --tasks on the reference too, and compare")
-        named = [task.strip() for task in tasks.split(",") if task.strip()]
-        engine: dict[str, Any] = {
+        named = listed_names("--tasks", tasks)
+        engine = {
             "executor": executor,
             "activation_dtype": activation_dtype,
             "dtype": "auto" if executor == "native" else dtype,
@@ -117,101 +114,34 @@ def evaluate(
             "num_threads": num_threads,
         }
         found = _run_tasks(model, named, limit, num_fewshot, task_path, engine)
-        _show_tasks(Console(), model, found)
-        if json_path is not None:
-            arguments = {"model": model, "tasks": named, "limit": limit, "num_fewshot": num_fewshot, **engine}
-            _write(json_path, arguments, {"results": found}, time.monotonic() - started)
-            status.print(f"wrote {json_path}", highlight=False, soft_wrap=True)
-        return
-    assert text is not None
-    native = executor == "native"
-    if native and reference is None:
-        reference = model
-    names = [model] if reference is None else [model, reference]
-    with status.status(f"evaluating {' against '.join(names)}"):
-        quality, model_name = _measure(
-            model,
-            reference,
-            text,
-            samples,
-            sequence_length,
-            skip,
-            dtype,
-            device,
-            num_threads,
-            native=native,
-            activation_dtype=activation_dtype,
-        )
-    _show(Console(), model_name, quality)
-    if json_path is not None:
-        arguments = {
-            "model": model,
-            "reference": reference,
+        show_tasks(Console(), model, found)
+        arguments |= {"tasks": named, "limit": limit, "num_fewshot": num_fewshot, **engine}
+        results: dict[str, Any] = {"results": found}
+    else:
+        assert text is not None
+        from tightpack.evaluation.on_text import TextEvaluation
+
+        native = executor == "native"
+        if native and reference is None:
+            reference = model
+        asked: dict[str, Any] = {
             "text": text,
             "samples": samples,
             "sequence_length": sequence_length,
             "skip": skip,
             "dtype": dtype,
             "device": device,
-            "executor": executor,
             "activation_dtype": activation_dtype,
         }
-        _write(json_path, arguments, dataclasses.asdict(quality), time.monotonic() - started)
+        evaluation = TextEvaluation(**asked, num_threads=num_threads, native=native)
+        with status.status(f"evaluating {model if reference is None else f'{model} against {reference}'}"):
+            quality, name = evaluation.of(model, reference)
+        show_quality(Console(), name, quality)
+        arguments |= {"reference": reference, **asked, "executor": executor}
+        results = dataclasses.asdict(quality)
+    if json_path is not None:
+        _write(json_path, arguments, results, time.monotonic() - started)
         status.print(f"wrote {json_path}", highlight=False, soft_wrap=True)
-
-
-def _measure(
-    model: str,
-    reference: str | None,
-    text: str,
-    samples: int | None,
-    sequence_length: int,
-    skip: int,
-    dtype: str,
-    device: str,
-    num_threads: int | None,
-    *,
-    native: bool,
-    activation_dtype: str,
-) -> tuple[Quality, str]:
-    from contextlib import ExitStack
-
-    from tightpack.calibration.data_sets import open_text
-    from tightpack.checkpoints.open import open_checkpoint
-    from tightpack.evaluation.comparison import measure
-    from tightpack.evaluation.sequence_logits import SequenceLogits
-    from tightpack.torch_backend.sizing import resolve_device, resolve_dtype
-
-    checkpoint = open_checkpoint(model)
-    original = None if reference is None else open_checkpoint(reference)
-    if original is not None and original.spec.vocab_size != checkpoint.spec.vocab_size:
-        raise ValueError(
-            f"{model} has a vocabulary of {checkpoint.spec.vocab_size} and {reference} of "
-            f"{original.spec.vocab_size}: their distributions cannot be compared"
-        )
-    # The reference's tokenizer would give the same ids; the judged model's is the one that must be right.
-    wanted = None if samples is None or skip < 0 else (skip + samples) * sequence_length
-    tokens = open_text(text, checkpoint.tokenizer, wanted)
-    sequences = tokens.sequences(sequence_length, skip=skip, count=samples)
-    where = resolve_device(device)
-    with ExitStack() as stack:
-
-        def logits(of: Any, native: bool = False) -> SequenceLogits:
-            return stack.enter_context(
-                SequenceLogits(
-                    of,
-                    sequence_length=sequence_length,
-                    dtype=resolve_dtype(dtype, of),
-                    device=where,
-                    num_threads=num_threads,
-                    native=native,
-                    activation_dtype=activation_dtype,
-                )
-            )
-
-        own = logits(checkpoint, native).each(sequences)
-        other = None if original is None else logits(original).each(sequences)
-        return measure(sequences, own, other), checkpoint.name
 
 
 def _run_tasks(
@@ -237,38 +167,6 @@ def _run_tasks(
         return evaluate_tasks(llm, tasks, limit=limit, num_fewshot=num_fewshot, task_directory=task_path)
     finally:
         llm.engine.executor.close()
-
-
-def _show_tasks(console: Any, name: str, found: dict[str, dict[str, float]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("task", "metric", title=name, title_style="bold", box=box.ROUNDED)
-    table.add_column("value", justify="right")
-    for task, metrics in found.items():
-        for metric, value in metrics.items():
-            if metric.endswith("_stderr") or metric in ("alias", "sample_len"):
-                continue
-            error = metrics.get(f"{metric}_stderr")
-            table.add_row(task, metric, f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}"))
-    console.print(table)
-
-
-def _show(console: Any, name: str, quality: Quality) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=name, title_style="bold", box=box.ROUNDED, show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(justify="right")
-    table.add_row("perplexity", f"{quality.perplexity:.3f}")
-    if quality.kl is not None:
-        table.add_row("reference's perplexity", f"{quality.reference_perplexity:.3f}")
-        table.add_row("KL(reference‖model), nats", f"{quality.kl:.5f}")
-        table.add_row("top-1 agreement", f"{quality.top1_agreement:.4f}")
-    table.add_row("tokens", f"{quality.tokens:,}")
-    table.add_row("seconds", f"{quality.seconds:.1f}")
-    console.print(table)
 
 
 def _write(path: Path, arguments: dict[str, Any], results: dict[str, Any], seconds: float) -> None:

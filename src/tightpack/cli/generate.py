@@ -29,12 +29,14 @@ from tightpack.engine_args import DEFAULT_MODEL, LLM_INT8_THRESHOLD
 from tightpack.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
     from tightpack.requests.prompts import Prompt
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads standard input.")
+    ],
     model: ModelOption = DEFAULT_MODEL,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask it as a user's message, through the chat template.")
@@ -60,7 +62,7 @@ def generate(
     Example: `tightpack generate "What is the capital of France?" --chat`
     """
     given = locals()
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = sys.stdin.read() if prompt == "-" else prompt

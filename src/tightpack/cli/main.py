@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -29,24 +30,26 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,  # the drawn tables cut option names at 80 columns
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    demo,
-    generate,
-    chat,
-    serve,
-    cluster,
-    batch,
-    inspect,
-    convert,
-    quantize,
-    evaluate,
-    bench,
-    report,
-    calibrate_cost,
-    plan,
+# In the list of commands, where 58 characters are seen at 80 columns.
+for command, summary in (
+    (demo, "See both levers on a real model, in about two minutes."),
+    (generate, "Complete one prompt."),
+    (chat, "Talk with a model."),
+    (serve, "Serve a model over OpenAI's HTTP API."),
+    (cluster, "Serve pools of replicas behind one address (Ray)."),
+    (batch, "Answer the requests of an OpenAI batch file."),
+    (inspect, "Print a model's parameters, bytes and KV bytes a token."),
+    (convert, "Write a checkpoint as a bf16 Hugging Face directory."),
+    (quantize, "Make a checkpoint smaller, and say what it cost."),
+    (evaluate, "Measure perplexity, KL divergence and lm-eval's tasks."),
+    (bench, "Compare policies, rates and servers on one workload."),
+    (report, "Show results as one self-contained page of charts."),
+    (calibrate_cost, "Fit a cost model of this machine, for simulations."),
+    (plan, "Find the cheapest hardware that keeps latency targets."),
 ):
-    app.command()(command)
+    app.command(short_help=summary)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -68,14 +71,23 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, MemoryError) as error:
         if os.environ.get("TIGHTPACK_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         print("(TIGHTPACK_TRACEBACK=1 shows where it came from)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the prompt of the shell begins a line
+        sys.exit(128 + signal.SIGINT)
+
+
+def _in_words(error: Exception) -> str:
+    """A failed system call without its number: "text.txt: no such file or directory"."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 if __name__ == "__main__":

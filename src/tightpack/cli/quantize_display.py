@@ -47,18 +47,19 @@ class QuantizationBars:
         self.began = False
 
     def __enter__(self) -> QuantizationBars:
-        self._progress.start()
         return self
 
     def __exit__(self, *unused: object) -> None:
         self.stop()
 
     def stop(self) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:  # one that never was would end with an empty line
+            self._progress.stop()
 
     def phase(self, what: str) -> None:
         if self._phase is not None:
             self._progress.update(self._phase, total=1, completed=1)
+        self._progress.start()  # not before there is something to show: what is refused at once shows nothing
         self._phase = self._progress.add_task(what, total=None, note="")
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None:
@@ -76,6 +77,7 @@ class QuantizationBars:
 
     def layer(self, index: int, count: int, result: LayerResult) -> None:
         if self._task is None:
+            self._progress.start()
             self._task = self._progress.add_task("layers", total=count, note="")
             self._first = index
         assert self._first is not None

@@ -35,7 +35,7 @@ from tightpack.cli.service_classes import read_service_classes
 from tightpack.engine_args import DEFAULT_MODEL, EngineArgs
 
 if TYPE_CHECKING:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
 _DEFAULTS = EngineArgs()
 _LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -97,7 +97,9 @@ def serve(
     ] = 30.0,
     allowed_origins: Annotated[
         list[str] | None,
-        typer.Option(help="Web origins that may call from a browser (CORS), * for all; repeatable."),
+        typer.Option(
+            metavar="ORIGIN", help="Web origins that may call from a browser (CORS), * for all; repeatable."
+        ),
     ] = None,
     log_level: Annotated[
         str, typer.Option(help=", ".join(_LEVELS) + " (which logs each access).")
@@ -152,7 +154,7 @@ def serve(
 
 
 def _load(args: EngineArgs) -> AsyncLLM:
-    from tightpack.llm import AsyncLLM
+    from tightpack.async_llm import AsyncLLM
 
     return AsyncLLM(**{field.name: getattr(args, field.name) for field in fields(args)})
 

@@ -14,9 +14,16 @@ from tightpack.cluster.forward import Forward, forward
 from tightpack.cluster.metrics import RouterMetrics
 from tightpack.cluster.replica import Health
 from tightpack.cluster.router import Router
-from tightpack.server.api_error import ApiError, answer_api_error, answer_http_exception, unavailable
+from tightpack.server.api_error import (
+    ApiError,
+    answer_api_error,
+    answer_http_exception,
+    answer_nobody,
+    unavailable,
+)
 from tightpack.server.app import MAX_BODY_BYTES
 from tightpack.server.bearer_key import BearerKey
+from tightpack.server.disconnect import ClientGoneError
 from tightpack.server.request_scope import RequestScope
 from tightpack.server.service import Lifecycle, package_version
 
@@ -68,7 +75,11 @@ def create_cluster_app(
     ]
     app: ASGIApp = Starlette(
         routes=routes,
-        exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_exception},
+        exception_handlers={
+            ApiError: answer_api_error,
+            HTTPException: answer_http_exception,
+            ClientGoneError: answer_nobody,
+        },
     )
     if api_key is not None:
         app = BearerKey(app, api_key)

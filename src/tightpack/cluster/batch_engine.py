@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
+from tightpack.async_llm import AsyncLLM
 from tightpack.cluster.batch_file import BatchLine
 from tightpack.cluster.batch_http import answer_line, answer_lines
-from tightpack.llm import AsyncLLM
 from tightpack.server.app import create_app
 
 _PATIENCE_S = 600.0

@@ -61,7 +61,7 @@ class ServingReplica:
     def __init__(
         self, pool: str, engine: dict[str, Any], key: str, drain_timeout: float, directory: Any
     ) -> None:
-        from tightpack.llm import AsyncLLM
+        from tightpack.async_llm import AsyncLLM
         from tightpack.server.background import BackgroundServer
         from tightpack.server.listening import address_of, open_socket
 

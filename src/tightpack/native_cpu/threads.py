@@ -20,6 +20,11 @@ def default_threads(cpus: Iterable[int] | None = None, root: Path = Path("/")) -
     return max(1, math.floor(min(len(_cores(cpus, root)), _quota(root))))
 
 
+def allowed_cpus() -> int:
+    """CPUs that the affinity mask allows, the threads of one core counted each."""
+    return len(list(_affinity()))
+
+
 def cores_for(threads: int, cpus: Iterable[int] | None = None, root: Path = Path("/")) -> list[list[int]]:
     """The CPUs that each thread should keep to, where `threads` take every core of the mask; else none.
 

@@ -36,10 +36,12 @@ def nearest_hint(given: str, valid: Iterable[str], otherwise: str | None = "it m
 
 
 def require_one_of(name: str, value: str, valid: Iterable[str]) -> None:
-    """Raise ValueError naming the argument and the nearest valid value unless `value` is one of `valid`."""
+    """Raise ValueError naming the argument, the nearest valid value and all of them unless `value` is one."""
     names = list(valid)
     if value not in names:
-        raise ValueError(f"{name}={value!r} is not known; {nearest_hint(str(value), names)}")
+        near = nearest_hint(str(value), names, otherwise=None)
+        hint = f"{near} " if near else ""
+        raise ValueError(f"{name}={value!r} is not known; {hint}it must be one of {', '.join(names)}")
 
 
 def refuse_unknown(owner: str, given: Iterable[str], valid: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -75,3 +75,8 @@ async def answer_http_exception(request: Request, error: Exception) -> JSONRespo
         case _:
             message, code = str(error.detail), "http_error"
     return ApiError(error.status_code, message, code=code, headers=error.headers).response()
+
+
+async def answer_nobody(request: Request, error: Exception) -> Response:
+    """For ClientGoneError: 499, nginx's status for a client that left; it is only ever logged."""
+    return Response(status_code=499)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from tightpack.server.api_error import ApiError, answer_api_error, answer_http_exception
+from tightpack.server.api_error import ApiError, answer_api_error, answer_http_exception, answer_nobody
 from tightpack.server.bearer_key import BearerKey
 from tightpack.server.chat_completions import chat_completion_routes
 from tightpack.server.completions import completion_routes
@@ -55,7 +54,7 @@ def create_app(
         exception_handlers={
             ApiError: answer_api_error,
             HTTPException: answer_http_exception,
-            ClientGoneError: _answer_nobody,
+            ClientGoneError: answer_nobody,
         },
     )
     for routes in (completion_routes, chat_completion_routes, token_routes, status_routes):
@@ -74,8 +73,3 @@ def create_app(
         )
     app.add_middleware(RequestScope, lifecycle=lifecycle)
     return app
-
-
-async def _answer_nobody(request: Request, error: Exception) -> Response:
-    # nginx's status for a client that closed its connection; it is only ever logged.
-    return Response(status_code=499)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection before the answer was done."""
+    """The client closed its connection before its request was read, or before the answer was done."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -41,11 +41,15 @@ class ServingTokenizer(Protocol):
 
 
 class ServingEngine(Protocol):
-    """An engine that takes requests from one event loop; `tightpack.llm.AsyncLLM` is one."""
+    """An engine that takes requests from one event loop; `tightpack.async_llm.AsyncLLM` is one."""
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and output together, at the most."""
+
+    @property
+    def max_queue(self) -> int:
+        """Completions that may wait at the most; a request of more can never be taken."""
 
     @property
     def tokenizer(self) -> ServingTokenizer: ...

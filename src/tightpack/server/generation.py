@@ -15,7 +15,7 @@ from tightpack.scheduling.policy import QueueFullError, UnattainableError
 from tightpack.server.api_error import ApiError, unavailable
 from tightpack.server.fan_in import fan_in
 from tightpack.server.metrics import CompletionTimer
-from tightpack.server.prompts import Prompt, check_room
+from tightpack.server.prompts import Prompt, check_queue, check_room
 from tightpack.server.request_models import GenerationRequest
 from tightpack.server.sampling import explain_value_error, service_tier
 from tightpack.server.service import Service, package_version
@@ -31,7 +31,7 @@ class Generation:
 
     kind: the prefix of the id, "cmpl" or "chatcmpl".
     arrival: `time.monotonic()` when the request came in.
-    Raises ApiError for more output than the context has room for.
+    Raises ApiError for more output than the context has room for, or more choices than the queue holds.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Generation:
         params: SamplingParams,
         arrival: float,
     ) -> None:
+        check_queue(service.engine, len(prompts), params.n)
         check_room(service.engine, prompts, body)
         self.id = f"{kind}-{uuid.uuid4().hex}"
         self.prompts = prompts

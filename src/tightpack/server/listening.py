@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 
@@ -29,9 +30,14 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def cannot_listen(host: str, port: int, error: OSError) -> OSError:
     """The error that says what to do."""
-    return OSError(
-        f"cannot listen on {host}:{port}: {error.strerror}; choose another port (0 picks a free one)"
-    )
+    match error.errno:
+        case errno.EADDRNOTAVAIL:
+            remedy = "give --host an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
+        case errno.EACCES:
+            remedy = "ports below 1024 need privileges; choose another port"
+        case _:
+            remedy = "choose another port (0 picks a free one)"
+    return OSError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}")
 
 
 def address_of(sock: socket.socket) -> str:

@@ -91,6 +91,18 @@ def check_room(engine: ServingEngine, prompts: Sequence[Prompt], body: Generatio
             )
 
 
+def check_queue(engine: ServingEngine, num_prompts: int, n: int) -> None:
+    """400 for more completions than the queue holds when it is empty: waiting would not help, as 429 says."""
+    if num_prompts * n > engine.max_queue:
+        many = f"{num_prompts} prompts" if num_prompts > 1 else "1 prompt"
+        param = "prompt" if num_prompts > 1 else "n"
+        raise invalid(
+            f"{param}: {many} times n={n} are {num_prompts * n} completions, and this server's queue holds "
+            f"{engine.max_queue} (--max-queue); send fewer in one request",
+            param,
+        )
+
+
 def render(
     tokenizer: ServingTokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool
 ) -> str:

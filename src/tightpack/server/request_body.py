@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from tightpack.requests.arguments import nearest_hint
 from tightpack.server.api_error import ApiError
+from tightpack.server.disconnect import ClientGoneError
 from tightpack.server.request_models import field_names
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -41,16 +43,20 @@ def _check_content_type(request: Request) -> None:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The bytes of a body. Raises ApiError (413) for one of more than `max_bytes`."""
+    """The bytes of a body. Raises ApiError (413) for one of more than `max_bytes`, and ClientGoneError where
+    the client leaves before it has sent all."""
     too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="request_too_large")
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > max_bytes * _DISCARD_FACTOR:
-            raise too_large
-        if size <= max_bytes:
-            pieces.append(piece)
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes * _DISCARD_FACTOR:
+                raise too_large
+            if size <= max_bytes:
+                pieces.append(piece)
+    except ClientDisconnect:
+        raise ClientGoneError from None
     if size > max_bytes:
         raise too_large
     return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, a count of requests in flight, refusals while draining, failures."""
+"""The outermost layer: request ids, requests in flight, HEAD, refusals while draining, failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def arrival_time(request: Request) -> float:
 
 
 class RequestScope:
-    """ASGI middleware. A client's own x-request-id is kept, so that logs on both sides can be matched."""
+    """ASGI middleware. A client's own x-request-id is kept, so that logs on both sides can be matched.
+
+    HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2): load balancers ask /health so.
+    """
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self._app = app
@@ -41,12 +44,17 @@ class RequestScope:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if _SANE_ID.fullmatch(given) else b"req_" + uuid.uuid4().hex.encode()
         started = False
+        without_body = scope["method"] == "HEAD"
+        if without_body:
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            elif without_body:
+                message = {**message, "body": b""}
             await send(message)
 
         if self._lifecycle.draining and scope["path"] not in _OPEN_WHILE_DRAINING:
