@@ -35,9 +35,19 @@ std::vector<Access> MixExperts::accesses() const {
 }
 
 void MixExperts::run(ThreadTeam::Member& member, StepState& state) const {
-    const std::int64_t tokens = state.of(set).count;
+    const std::int64_t tokens = state.of(set).count, most = scratch->most_tokens();
+    for (std::int64_t first = 0; first < tokens; first += most) {
+        run_some({first, std::min(first + most, tokens)}, member, state);
+    }
+    // A thread has added a share of each stretch, and not the share of all rows that `accesses` promises.
+    if (tokens > most) member.barrier();
+}
+
+// Between its calls no barrier is needed: while some threads still add outputs, others round the inputs of
+// other tokens, and what a product writes lies behind the next barrier.
+void MixExperts::run_some(RowRange tokens, ThreadTeam::Member& member, StepState& state) const {
     ExpertPlan& plan = scratch->own(member.index()).plan;
-    plan.sort(state.storage.fp32(routes), tokens, used, gate_up.size());
+    plan.sort(state.storage.fp32(routes), tokens.first, tokens.last, used, gate_up.size());
     const RowRange mine = share(plan.count(), member);
     round_inputs(mine, member, state);
     member.barrier();
@@ -47,7 +57,7 @@ void MixExperts::run(ThreadTeam::Member& member, StepState& state) const {
     member.barrier();
     multiply(down, scratch->outputs(), member, state);
     member.barrier();
-    add_outputs(share(tokens, member), member, state);
+    add_outputs(share(tokens.last - tokens.first, member), member, state);
 }
 
 void MixExperts::round_inputs(RowRange copies, const ThreadTeam::Member& member, StepState& state) const {
@@ -133,13 +143,14 @@ void MixExperts::multiply(const std::vector<ExpertLinear>& linears, float* out,
     own.tickets += static_cast<std::uint64_t>(pieces + threads);
 }
 
-void MixExperts::add_outputs(RowRange tokens, const ThreadTeam::Member& member, StepState& state) const {
+void MixExperts::add_outputs(RowRange some, const ThreadTeam::Member& member, StepState& state) const {
     const ExpertPlan& plan = scratch->own(member.index()).plan;
     const auto hidden = static_cast<std::int64_t>(norm.size());
     std::vector<const float*> outputs(static_cast<std::size_t>(used));
-    for (std::int64_t token = tokens.first; token < tokens.last; ++token) {
+    for (std::int64_t at = some.first; at < some.last; ++at) {
+        const std::int64_t token = plan.first_token + at;
         for (std::int64_t choice = 0; choice < used; ++choice) {
-            const std::int32_t copy = plan.copies[static_cast<std::size_t>(token * used + choice)];
+            const std::int32_t copy = plan.copies[static_cast<std::size_t>(at * used + choice)];
             outputs[static_cast<std::size_t>(choice)] = scratch->outputs() + copy * hidden;
         }
         state.kernels.experts.add_weighted(state.row(routes, token), outputs.data(), used, hidden,

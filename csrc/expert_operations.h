@@ -42,11 +42,13 @@ struct MixExperts final : Operation {
     std::string_view kind() const override { return "experts"; }
 
   private:
+    // Tokens [first, last), as many as there is memory for.
+    void run_some(RowRange tokens, ThreadTeam::Member& member, StepState& state) const;
     void round_inputs(RowRange copies, const ThreadTeam::Member& member, StepState& state) const;
     void gate(RowRange copies, const ThreadTeam::Member& member, StepState& state) const;
     void multiply(const std::vector<ExpertLinear>& linears, float* out, const ThreadTeam::Member& member,
                   const StepState& state) const;
-    void add_outputs(RowRange tokens, const ThreadTeam::Member& member, StepState& state) const;
+    void add_outputs(RowRange some, const ThreadTeam::Member& member, StepState& state) const;
 };
 
 }  // namespace tightpack

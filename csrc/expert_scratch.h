@@ -33,13 +33,15 @@ struct ExpertLinear {
 // A token is copied once for each of its experts, and the copies sorted, so that those of an expert are
 // neighbours; in an expert they keep the order of the tokens.
 struct ExpertPlan {
+    std::int64_t first_token = 0;
     std::vector<std::int64_t> firsts;   // of each expert's copies, and behind the last
     std::vector<std::int32_t> tokens;   // of each copy
     std::vector<std::int32_t> experts;  // of each copy
     std::vector<std::int32_t> copies;   // [tokens][used], in the order of the router's scores
 
-    // routes: [tokens][2 * used], as choose_experts makes them.
-    void sort(const float* routes, std::int64_t num_tokens, std::int64_t used, std::size_t num_experts);
+    // Of tokens [first, last). routes: of all tokens, [2 * used] each, as choose_experts makes them.
+    void sort(const float* routes, std::int64_t first, std::int64_t last, std::int64_t used,
+              std::size_t num_experts);
     std::int64_t count() const { return static_cast<std::int64_t>(tokens.size()); }
 };
 
@@ -49,8 +51,8 @@ class ExpertScratch {
     // A thread's own.
     struct alignas(64) Own {
         ExpertPlan plan;
-        AlignedBuffer row;              // as wide as any
-        std::uint64_t tickets = 0;      // that all shared work so far has drawn
+        AlignedBuffer row;          // as wide as any
+        std::uint64_t tickets = 0;  // that all shared work so far has drawn
     };
 
     explicit ExpertScratch(int threads) : own_(static_cast<std::size_t>(threads)) {}
@@ -62,6 +64,8 @@ class ExpertScratch {
     // Of two formats, whether rows lie alike.
     static bool alike(const RowFormat& a, const RowFormat& b);
 
+    // Tokens that there is memory for at a time, however many a step has.
+    std::int64_t most_tokens() const { return most_tokens_; }
     // For a step of so many tokens. What was there is lost where memory grows.
     void reserve(std::int64_t tokens);
 
@@ -91,6 +95,7 @@ class ExpertScratch {
     std::int64_t used_ = 0;
     std::int64_t hidden_ = 0;
     std::int64_t inner_ = 0;
+    std::int64_t most_tokens_ = 0;
     std::int64_t reserved_tokens_ = 0;
     AlignedBuffer gate_up_;
     AlignedBuffer outputs_;

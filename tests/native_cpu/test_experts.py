@@ -61,12 +61,13 @@ def run(
     program.keep_wanted_rows()
     values = record(program)
     program.head(program.quantize(values, rows_of(values.width)), packed(np.eye(values.width)))
-    cache = _native.KVCache(num_layers=1, num_blocks=32, block_size=16, num_kv_heads=1, head_dim=2)
+    blocks = np.arange(-(-len(x) // 16), dtype=np.int32)
+    cache = _native.KVCache(num_layers=1, num_blocks=len(blocks), block_size=16, num_kv_heads=1, head_dim=2)
     logits, finite, first = [], [], 0
     for count in batches or (len(x),):
         rows = np.arange(count, dtype=np.int32)
-        chunks = np.array([[count, 0, 32]], np.int32)
-        found, sound = program.run(rows + np.int32(first), chunks, np.arange(32, dtype="i4"), rows, cache)
+        chunks = np.array([[count, 0, len(blocks)]], np.int32)
+        found, sound = program.run(rows + np.int32(first), chunks, blocks, rows, cache)
         logits.append(found.copy())
         finite.append(sound.copy())
         first += count
@@ -208,6 +209,15 @@ def test_the_same_bits_in_any_step_on_any_number_of_threads(instruction_set: str
     for threads, batches in ((1, (90,)), (2, (1, 60, 2, 27)), (3, (90,)), (5, (1, 3, 8, 30, 48))):
         found, _ = run(x, mixed, instruction_set=instruction_set, threads=threads, batches=batches)
         np.testing.assert_array_equal(found, alone)
+
+
+def test_steps_that_are_longer_than_memory_is_kept_for() -> None:
+    bytes_a_token = USED * (2 * INNER + HIDDEN) * 4
+    count = 2**26 // bytes_a_token * 2 + 100  # three stretches of tokens
+    x = tokens(90)
+    short, _ = run(x, mixed)
+    found, _ = run(np.resize(x, (count, HIDDEN)), mixed)
+    np.testing.assert_array_equal(found, np.resize(short, (count, HIDDEN)))
 
 
 def test_experts_that_nobody_takes() -> None:
