@@ -36,6 +36,13 @@ struct RowKernels {
     bool (*is_finite)(const float* x, std::int64_t width);
 };
 
+// expert_kernels.inc says what they do.
+struct ExpertKernels {
+    bool (*choose)(const float* scores, std::int64_t count, std::int64_t used, bool normalized, float* chosen);
+    void (*add_weighted)(const float* weights, const float* const* rows, std::int64_t count, std::int64_t width,
+                         float* sum);
+};
+
 struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
@@ -52,6 +59,7 @@ struct KernelTable {
     void (*unpack_output)(const PackedLinear& weights, std::int64_t output, float* out);
 
     RowKernels row;
+    ExpertKernels experts;
     void (*attend)(const AttentionTile& work);
     void (*finish_attention)(const AttentionFinish& work);
     void (*rotate_and_store)(const StoreRun& run);

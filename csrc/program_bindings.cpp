@@ -54,6 +54,24 @@ StepProgram::Rotation rotation(const Matrix<float>& cos, const Matrix<float>& si
             .eps = eps};
 }
 
+// Of tuples, which keep what is in them alive: an expert's linear each, of (weight, format of its rows) each.
+std::vector<StepProgram::ExpertRuns> expert_runs(const nb::tuple& experts) {
+    std::vector<StepProgram::ExpertRuns> all;
+    for (const nb::handle expert : experts) {
+        StepProgram::ExpertRuns runs;
+        if (!nb::isinstance<nb::tuple>(expert)) throw nb::type_error("an expert's linear is a tuple");
+        for (const nb::handle run : nb::borrow<nb::tuple>(expert)) {
+            if (!nb::isinstance<nb::tuple>(run) || nb::len(run) != 2) {
+                throw nb::type_error("a run is a tuple of a PackedLinear and a RowFormat");
+            }
+            const auto pair = nb::borrow<nb::tuple>(run);
+            runs.emplace_back(nb::cast<const PackedLinear*>(pair[0]), nb::cast<RowFormat>(pair[1]));
+        }
+        all.push_back(std::move(runs));
+    }
+    return all;
+}
+
 Gate::Activation activation(const std::string& name) {
     if (name == "silu") return Gate::Activation::silu;
     if (name == "gelu_tanh") return Gate::Activation::gelu_tanh;
@@ -194,6 +212,20 @@ void bind_program(nb::module_& m) {
             [](StepProgram& program, const StepValue& gate_up, const std::string& name,
                const RowFormat& into) { return program.gate(gate_up, activation(name), into); },
             "gate_up"_a, "activation"_a, "into"_a, nb::keep_alive<0, 1>())
+        .def("route", &StepProgram::route, "scores"_a, nb::kw_only(), "experts_per_token"_a, "normalized"_a,
+             nb::keep_alive<0, 1>())
+        .def(
+            "experts",
+            [](StepProgram& program, const StepValue& routes, const Vector<float>& norm, float eps,
+               const std::string& name, const nb::tuple& gate_up, const nb::tuple& down) {
+                program.experts(routes, {.norm = copy_of(norm),
+                                         .eps = eps,
+                                         .activation = activation(name),
+                                         .gate_up = expert_runs(gate_up),
+                                         .down = expert_runs(down)});
+            },
+            "routes"_a, "norm"_a.noconvert(), "eps"_a, "activation"_a, "gate_up"_a, "down"_a,
+            nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>())
         .def(
             "rotate_and_store",
             [](StepProgram& program, const StepValue& qkv, std::int64_t layer, const Matrix<float>& cos,

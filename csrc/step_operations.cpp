@@ -6,12 +6,6 @@
 namespace tightpack {
 namespace {
 
-// The thread's share of `count` neighbouring pieces; the first thread has the larger ones.
-RowRange share(std::int64_t count, const ThreadTeam::Member& member) {
-    const std::int64_t threads = member.count(), index = member.index();
-    return {(count * index + threads - 1) / threads, (count * (index + 1) + threads - 1) / threads};
-}
-
 // From so many rows on, a thread that is held up leaves the rest to the others. Below, each has its share of
 // the weights, the same every time and in one piece.
 constexpr std::int64_t rows_to_share_freely = 32;
@@ -23,6 +17,11 @@ constexpr std::int64_t most_panels_a_piece = 18;
 constexpr std::int64_t tile_panels = 3;
 
 }  // namespace
+
+RowRange share(std::int64_t count, const ThreadTeam::Member& member) {
+    const std::int64_t threads = member.count(), index = member.index();
+    return {(count * index + threads - 1) / threads, (count * (index + 1) + threads - 1) / threads};
+}
 
 void RowOperation::run(ThreadTeam::Member& member, StepState& state) const {
     const std::int64_t count = state.of(set).count;

@@ -102,6 +102,9 @@ struct RowRange {
     std::int64_t last;
 };
 
+// The thread's share of `count` neighbouring pieces; the first thread has the larger ones.
+RowRange share(std::int64_t count, const ThreadTeam::Member& member);
+
 // An operation that one thread can do for some rows, all by itself.
 class RowOperation : public Operation {
   public:

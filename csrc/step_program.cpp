@@ -41,7 +41,8 @@ StepProgram::StepProgram(std::shared_ptr<ThreadTeam> team, const Shape& shape, I
       set_(set),
       timed_(timed),
       storage_(team_->count()),
-      state_{.kernels = kernel_table(set), .storage = storage_} {}
+      state_{.kernels = kernel_table(set), .storage = storage_},
+      expert_scratch_(team_->count()) {}
 
 StepValue StepProgram::add_value(const ValueShape& shape) {
     const int number = storage_.add(shape);
@@ -226,6 +227,81 @@ StepValue StepProgram::gate(const StepValue& gate_up, Gate::Activation activatio
     made.width = into.width;
     record(std::move(made));
     return out;
+}
+
+StepValue StepProgram::route(const StepValue& scores, std::int64_t experts_per_token, bool normalized) {
+    check_read(scores, ValueShape::Kind::fp32, scores.width, "route");
+    if (experts_per_token < 1 || experts_per_token > scores.width) {
+        refuse("route", std::to_string(experts_per_token) + " experts a token of " +
+                            std::to_string(scores.width) + " scores");
+    }
+    const StepValue out = add_value({.width = 2 * experts_per_token});
+    Route made;
+    made.scores = scores.number;
+    made.out = out.number;
+    made.used = experts_per_token;
+    made.normalized = normalized;
+    record(std::move(made));
+    return out;
+}
+
+ExpertLinear StepProgram::expert_linear(const ExpertRuns& runs, std::int64_t inputs, std::int64_t outputs,
+                                        std::string_view who) {
+    ExpertLinear made;
+    for (const auto& [weight, format] : runs) {
+        if (weight->inputs != inputs || format.width != inputs) {
+            refuse(who, "the weight is " + matrix(*weight) + " and the row format for " +
+                            std::to_string(format.width) + " numbers, the rows have " +
+                            std::to_string(inputs));
+        }
+        if (const std::string why = reason_against(*weight, format); !why.empty()) refuse(who, why);
+        const auto same = std::ranges::find(made.inputs, format, &ExpertLinear::Input::format);
+        const auto input = static_cast<std::size_t>(same - made.inputs.begin());
+        if (same == made.inputs.end()) {
+            const auto earlier = std::ranges::count_if(made.inputs, [&](const ExpertLinear::Input& other) {
+                return ExpertScratch::alike(other.format, format);
+            });
+            made.inputs.push_back({format, expert_scratch_.rows_like(format, static_cast<int>(earlier))});
+        }
+        made.runs.push_back({.weight = weight, .input = input, .first_output = made.outputs});
+        made.outputs += weight->outputs;
+    }
+    if (made.outputs != outputs) {
+        refuse(who, "the weights have " + std::to_string(made.outputs) + " outputs, " +
+                        std::to_string(outputs) + " are wanted");
+    }
+    return made;
+}
+
+void StepProgram::experts(const StepValue& routes, Mixture mixture) {
+    check_read(routes, ValueShape::Kind::fp32, routes.width, "experts");
+    check_norm(mixture.norm, shape_.hidden_size, "experts");
+    const auto* route = operations_.empty() ? nullptr : dynamic_cast<const Route*>(operations_.back().get());
+    if (route == nullptr || route->out != routes.number) refuse("experts", "route comes directly before it");
+    const std::int64_t count = storage_.shape(route->scores).width;
+    if (static_cast<std::int64_t>(mixture.gate_up.size()) != count || mixture.down.size() != mixture.gate_up.size()) {
+        refuse("experts", std::to_string(mixture.gate_up.size()) + " gate_up and " +
+                              std::to_string(mixture.down.size()) + " down for " + std::to_string(count) +
+                              " scores");
+    }
+    MixExperts made;
+    made.inner = mixture.down.front().empty() ? 0 : mixture.down.front().front().first->inputs;
+    for (std::size_t expert = 0; expert < mixture.down.size(); ++expert) {
+        const std::string who = "expert " + std::to_string(expert);
+        made.gate_up.push_back(
+            expert_linear(mixture.gate_up[expert], shape_.hidden_size, 2 * made.inner, who + "'s gate_up"));
+        made.down.push_back(
+            expert_linear(mixture.down[expert], made.inner, shape_.hidden_size, who + "'s down"));
+    }
+    made.residual = *residual_;
+    made.routes = routes.number;
+    made.used = route->used;
+    made.norm = std::move(mixture.norm);
+    made.eps = mixture.eps;
+    made.activation = mixture.activation;
+    made.scratch = &expert_scratch_;
+    expert_scratch_.fit(made.used, shape_.hidden_size, made.inner);
+    record(std::move(made));
 }
 
 std::optional<int> StepProgram::store(const StepValue& in, std::optional<std::int64_t> layer, bool queries,

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "expert_operations.h"
 #include "step_operations.h"
 
 namespace tightpack {
@@ -59,6 +60,17 @@ class StepProgram {
     void linear_add(const StepValue& rows, const PackedLinear& weight, LinearOptions options);
     void norm_add(const StepValue& values, std::vector<float> weight, float eps);
     StepValue gate(const StepValue& gate_up, Gate::Activation activation, const RowFormat& into);
+    // One expert's linear: its weights, with the format of the rows that each reads.
+    using ExpertRuns = std::vector<std::pair<const PackedLinear*, RowFormat>>;
+    struct Mixture {
+        std::vector<float> norm = {};
+        float eps = 0;
+        Gate::Activation activation = Gate::Activation::silu;
+        std::vector<ExpertRuns> gate_up = {};  // one an expert
+        std::vector<ExpertRuns> down = {};
+    };
+    StepValue route(const StepValue& scores, std::int64_t experts_per_token, bool normalized);
+    void experts(const StepValue& routes, Mixture mixture);
     StepValue rotate_and_store(const StepValue& qkv, std::int64_t layer, Rotation rotation);
     void store_keys_values(const StepValue& keys_values, std::int64_t layer, Rotation rotation);
     StepValue rotate_queries(const StepValue& queries, Rotation rotation);
@@ -109,6 +121,8 @@ class StepProgram {
     std::optional<int> store(const StepValue& in, std::optional<std::int64_t> layer, bool queries,
                              Rotation rotation, std::string_view who);
     Attention* attention_of(const AttentionSpec& spec);
+    ExpertLinear expert_linear(const ExpertRuns& runs, std::int64_t inputs, std::int64_t outputs,
+                               std::string_view who);
 
     void prepare(const Step& step, KVCache& cache);
     void check(const Step& step, const KVCache& cache) const;
@@ -130,6 +144,7 @@ class StepProgram {
     std::vector<std::unique_ptr<Operation>> operations_;
     std::vector<ValueInfo> values_;
     std::vector<std::pair<AttentionSpec, std::unique_ptr<Attention>>> attentions_;
+    ExpertScratch expert_scratch_;
     std::optional<int> residual_;
     RowSet rows_ = RowSet::all;
     std::int64_t num_layers_ = 0;

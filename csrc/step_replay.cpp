@@ -169,6 +169,7 @@ void StepProgram::prepare(const Step& step, KVCache& cache) {
     state_.token_ids = step.token_ids.data();
     state_.failed.assign(rows, 0);
     storage_.reserve(all.count);
+    expert_scratch_.reserve(all.count);
     for (std::size_t i = 0; i < operations_.size(); ++i) state_.taken[i].store(0, std::memory_order_relaxed);
 
     const auto row_bytes = static_cast<std::size_t>(vocabulary_) * sizeof(float);

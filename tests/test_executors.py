@@ -136,9 +136,15 @@ def test_a_cpu_needs_no_pytorch():
     assert "pip install 'tightpack[torch]'" in lines[1]
 
 
-def test_a_mixture_goes_to_pytorch(tiny_model):
-    from tightpack.checkpoints.open import open_checkpoint
-
-    checkpoint = open_checkpoint(str(tiny_model("mixtral")))
-    reason = reason_against(checkpoint, dtype="auto", kv_cache_dtype="auto", block_size=16)
-    assert reason == "it has no mixtures of experts"
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_mixture_needs_no_pytorch(tiny_model, family):
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from tightpack import LLM, SamplingParams\n"
+        f"llm = LLM({str(tiny_model(family))!r}, num_blocks=8, quantization='int4', num_threads=1)\n"
+        "[out] = llm.generate(['w5 w6 w7'], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True),"
+        " use_tqdm=False)\n"
+        "print(llm.engine.executor.description['backend'], len(out.outputs[0].token_ids))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "native 4\n"

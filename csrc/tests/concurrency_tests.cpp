@@ -90,9 +90,10 @@ PackedLinear random_weight(std::mt19937& random, std::int64_t outputs, std::int6
     return pack_dense({{outputs, DensePart::Type::float32, values.data()}}, inputs, 1, arena);
 }
 
-// Two layers with all that layers can have, the second pruned.
+// Two layers with all that layers can have, the second pruned and with experts as well.
 struct Model {
     static constexpr std::int64_t hidden = 64, heads = 4, kv_heads = 2, dim = 16, inner = 96, tokens = 50;
+    static constexpr std::int64_t num_experts = 5, experts_per_token = 2;
     static constexpr std::int64_t queries = heads * dim, qkv_width = (heads + 2 * kv_heads) * dim,
                                   positions = 64;
 
@@ -102,6 +103,7 @@ struct Model {
     PackedLinear output = random_weight(random, hidden, queries);
     PackedLinear gate_up = random_weight(random, 2 * inner, hidden);
     PackedLinear down = random_weight(random, hidden, inner);
+    PackedLinear router = random_weight(random, num_experts, hidden);
     std::vector<float> norm = random_numbers(random, hidden, 1);
     std::vector<float> cos = random_numbers(random, positions* dim / 2, 1);
     std::vector<float> sin = random_numbers(random, positions* dim / 2, 1);
@@ -127,6 +129,13 @@ struct Model {
             const StepValue both = p.linear(in, gate_up, {});
             p.linear_add(p.gate(both, Gate::Activation::silu, rows(inner)), down, {});
         };
+        const auto experts = [&] {
+            StepProgram::Mixture mixture{.norm = norm, .eps = 1e-5f};
+            mixture.gate_up.assign(num_experts, {{&gate_up, rows(hidden)}});
+            mixture.down.assign(num_experts, {{&down, rows(inner)}});
+            const StepValue scores = p.linear(p.norm(norm, 1e-5f, rows(hidden)), router, {});
+            p.experts(p.route(scores, experts_per_token, true), mixture);
+        };
         // Queries, keys and values from two linears into one buffer; a norm behind attention.
         const StepValue in = p.norm(norm, 1e-5f, rows(hidden));
         StepProgram::LinearOptions left = part(0, queries), right = part(queries, qkv_width);
@@ -138,6 +147,7 @@ struct Model {
         const StepValue mixed = p.attention(p.rotate_and_store(both, 0, rotation()), 0, 0.25f, 0, 0);
         p.norm_add(p.linear(p.quantize(mixed, rows(queries)), output, {}), norm, 1e-5f);
         mlp();
+        experts();
         const StepValue last = p.norm(norm, 1e-5f, rows(hidden));
         p.store_keys_values(p.linear(last, qkv, part(queries, qkv_width)), 1, rotation());
         p.keep_wanted_rows();
@@ -145,6 +155,7 @@ struct Model {
         const StepValue rotated = p.rotate_queries(p.linear(wanted, qkv, part(0, queries)), rotation());
         p.linear_add(p.quantize(p.attention(rotated, 1, 0.25f, 0, 0), rows(queries)), output, {});
         mlp();
+        experts();
         p.head(p.norm(norm, 1e-5f, rows(hidden)), embedding, 30);
         return program;
     }

@@ -289,6 +289,31 @@ class Program:
         """activation(gate) * up, rounded into rows. gate_up: float32 [rows, 2 * into.width], gate first.
         activation: "silu" or "gelu_tanh"."""
 
+    def route(self, scores: Value, *, experts_per_token: int, normalized: bool) -> Value:
+        """The experts that a row takes: float32 [rows, 2 * experts_per_token], their shares, the largest
+        first, and behind those their numbers; of equal scores the lowest number comes first.
+
+        scores: float32 [rows, experts]. A share is of the softmax of all scores, or with normalized of the
+        softmax of those chosen, so that a row's shares sum to 1.
+        """
+
+    def experts(
+        self,
+        routes: Value,
+        norm: NDArray[np.float32],
+        eps: float,
+        activation: str,
+        gate_up: tuple[tuple[tuple[PackedLinear, RowFormat], ...], ...],
+        down: tuple[tuple[tuple[PackedLinear, RowFormat], ...], ...],
+    ) -> None:
+        """The residual stream += for each row the sum over its experts, in the order of `routes`, of share *
+        down(activation(gate) * up), of the residual stream's norm.
+
+        routes: what `route`, the operation just before, returned. norm, eps: as of `norm`. gate_up, down: of
+        each expert, the weights over the same inputs whose outputs lie one after the other (all of gate's,
+        then up's), each with the format that rows are rounded to for it. The program keeps weights alive.
+        """
+
     def rotate_and_store(
         self,
         qkv: Value,

@@ -17,6 +17,7 @@ from tightpack.checkpoints.checkpoint import CheckpointError
 from tightpack.checkpoints.conversion import convert_checkpoint
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.checkpoints.quantized_tensors import linear_names
+from tightpack.native_cpu.pack import MixtureWeights, load_weights
 from tightpack.schemes.quantized import Fp8Weight, IntWeight
 
 FAMILIES = ["mixtral", "qwen3_moe"]
@@ -104,6 +105,12 @@ def test_quantized_experts_of_a_gguf_file(
         np.testing.assert_array_equal(linear.weight.dequantize(), wanted[expert])
         assert checkpoint.quantization is not None
         assert checkpoint.quantization.linears[down].startswith(precision.lower())
+    packed = load_weights(checkpoint, "auto", 1).layers[1].mlp
+    assert isinstance(packed, MixtureWeights)
+    for expert, values in zip(packed.experts, wanted, strict=True):
+        [run] = expert.down.runs
+        assert run.weight.codes == {"Q4_0": "uint4", "Q8_0": "uint8"}[precision]
+        np.testing.assert_array_equal(run.weight.dequantize(), values)
 
 
 def one_tensor_an_expert(builder: Any) -> None:

@@ -91,7 +91,7 @@ SCHEMES: dict[str, Callable[[np.ndarray], QuantizedLinear]] = {
 
 
 class Rewritten:
-    """A source whose linears, but for the head, are what a function makes of their values."""
+    """A source whose linears, but for the head and routers, are what a function makes of their values."""
 
     def __init__(self, original: Any, quantize: Callable[[np.ndarray], QuantizedLinear]) -> None:
         self.infos, self.read = original.infos, original.read
@@ -99,7 +99,7 @@ class Rewritten:
 
     def read_linear(self, name: str) -> QuantizedLinear:
         values = self.read(f"{name}.weight")
-        if name in ("lm_head", "model.embed_tokens"):
+        if name in ("lm_head", "model.embed_tokens") or name.endswith(".gate"):
             return QuantizedLinear(DenseWeight(values))
         return self._quantize(values.astype(np.float32))
 

@@ -48,6 +48,11 @@ COMBINATIONS = [
     ("llama", "fp8 static", "int8", "auto"),
     ("qwen2", "fp8 blocks", "bf16", "auto"),
     ("llama", "fp8 tensor", "fp8 static", "auto"),
+    ("mixtral", "none", "bf16", "auto"),
+    ("qwen3_moe", "int4", "int8", "auto"),
+    ("mixtral", "w8a8 static", "bf16", "auto"),
+    ("qwen3_moe", "fp8 blocks", "fp8", "auto"),
+    ("mixtral", "llm.int8", "bf16", "auto"),
 ]
 
 

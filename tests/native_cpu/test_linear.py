@@ -176,6 +176,18 @@ def test_fp8(block: tuple[int, int], row: str, instruction_set: str) -> None:
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("group", [0, 32])
+def test_fp8_rows_under_dense_weights(group: int, instruction_set: str) -> None:
+    values = rows(10, 40, 96).astype(ml_dtypes.bfloat16)
+    form = _native.RowFormat("bf16", width=96, group=group, fp8=True)
+    x = rows(11, 5, 96)
+    found = _native.linear(
+        _native.pack_dense([values.view(np.uint16)]), x, form, instruction_set=instruction_set
+    )
+    np.testing.assert_allclose(found, form.rounded(x) @ values.astype(np.float32).T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [64, 576])
 def test_outliers_stay_exact(bits: int, group: int, instruction_set: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tightpack.checkpoints.open import open_checkpoint
 from tightpack.native_cpu.formats import RowRounding, row_group, row_rounding
 from tightpack.native_cpu.memory import packed_bytes
-from tightpack.native_cpu.pack import load_weights
+from tightpack.native_cpu.pack import MlpWeights, load_weights
 from tightpack.on_load import quantize_on_load
 from tightpack.schemes.quantized import (
     ActivationFormat,
@@ -116,7 +116,7 @@ def test_packed_weights_are_the_checkpoints(tiny_checkpoint, method):
         parts |= {"output": [attention + "o_proj"], "gate_up": [mlp + "gate_proj", mlp + "up_proj"]}
         parts |= {"down": [mlp + "down_proj"]}
         for name, names in parts.items():
-            fused = getattr(layer, name)
+            fused = getattr(layer.mlp if name in ("gate_up", "down") else layer, name)
             wanted = np.concatenate([checkpoint.read_linear(each).weight.dequantize() for each in names])
             np.testing.assert_array_equal(dequantized(fused), wanted, err_msg=name)
             if name in heads:
@@ -131,6 +131,27 @@ def test_packed_weights_are_the_checkpoints(tiny_checkpoint, method):
     )
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_packed_one_by_one_and_counted(tiny_checkpoint, family):
+    checkpoint = quantize_on_load(tiny_checkpoint(family), "int8", llm_int8_threshold=6.0)
+    weights = load_weights(checkpoint, "auto", 2)
+    for index, (layer, own) in enumerate(zip(checkpoint.spec.layers, weights.layers, strict=True)):
+        if layer.experts is None:
+            assert isinstance(own.mlp, MlpWeights)
+            continue
+        router = checkpoint.read(f"model.layers.{index}.{layer.experts.router}.weight")
+        np.testing.assert_array_equal(dequantized(own.mlp.router), router.astype(np.float32))
+        assert len(own.mlp.experts) == layer.experts.count
+        for number, expert in enumerate(own.mlp.experts):
+            for fused, roles in ((expert.gate_up, ("gate", "up")), (expert.down, ("down",))):
+                names = [f"model.layers.{index}.{getattr(layer.experts, r).format(number)}" for r in roles]
+                wanted = [checkpoint.read_linear(name).weight.dequantize() for name in names]
+                np.testing.assert_array_equal(dequantized(fused), np.concatenate(wanted))
+    dense = tiny_checkpoint(family)
+    # The router's few outputs fill a panel of 16.
+    assert load_weights(dense, "auto", 2).num_bytes == pytest.approx(packed_bytes(dense), rel=0.05)
+
+
 def test_gguf_blocks_are_packed_as_they_are():
     checkpoint = open_checkpoint("smollm2-135m")
     weights = load_weights(checkpoint, "auto", 2)
@@ -139,7 +160,7 @@ def test_gguf_blocks_are_packed_as_they_are():
     layer = weights.layers[7]
     for fused, names in (
         (layer.queries, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        (layer.down, ("mlp.down_proj",)),
+        (layer.mlp.down, ("mlp.down_proj",)),
     ):
         wanted = [checkpoint.read(f"model.layers.7.{name}.weight") for name in names]
         np.testing.assert_array_equal(dequantized(fused), np.concatenate(wanted))

@@ -86,8 +86,6 @@ def _cpu_memory(checkpoint: Checkpoint) -> dict[str, int] | None:
 
     args, spec = EngineArgs(), checkpoint.spec
     kv_cache = resolve_kv_cache("auto", checkpoint, "bf16")
-    if spec.is_mixture:
-        return None
     try:
         num_blocks = kv_memory.blocks_within(
             kv_memory.cpu_budget(),

@@ -321,7 +321,5 @@ def _weights_in_words(weights: ModelWeights) -> str:
 
 def _activations_in_words(weights: ModelWeights) -> str:
     """ "int8 in groups of 64, bf16"."""
-    linears = [weights.head]
-    for layer in weights.layers:
-        linears += [layer.queries, layer.output, layer.gate_up, layer.down]
-    return ", ".join(dict.fromkeys(run.rounding.in_words for linear in linears for run in linear.runs))
+    runs = (run for linear in weights.linears for run in linear.runs)
+    return ", ".join(dict.fromkeys(run.rounding.in_words for run in runs))

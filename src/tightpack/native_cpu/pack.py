@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpack import _native
+from tightpack.architectures.model_spec import ExpertsSpec
 from tightpack.checkpoints.checkpoint import BlockSource, Checkpoint, CheckpointError
 from tightpack.native_cpu.formats import (
     IntegerGrid,
@@ -66,6 +67,30 @@ class FusedLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """gate_up: the gate's outputs, then up's."""
+
+    gate_up: FusedLinear
+    down: FusedLinear
+
+    @property
+    def linears(self) -> tuple[FusedLinear, ...]:
+        return (self.gate_up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureWeights:
+    """router: a score an expert."""
+
+    router: FusedLinear
+    experts: tuple[MlpWeights, ...]
+
+    @property
+    def linears(self) -> tuple[FusedLinear, ...]:
+        return (self.router, *(linear for expert in self.experts for linear in expert.linears))
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
     """queries, keys_values: apart in the last layer, whose queries are computed for fewer rows; elsewhere
     `queries` holds all three and keys_values is None. Norm weights are float32, any offset added."""
@@ -78,9 +103,13 @@ class LayerWeights:
     output: FusedLinear
     attention_post_norm: Floats | None
     mlp_norm: Floats
-    gate_up: FusedLinear
-    down: FusedLinear
+    mlp: MlpWeights | MixtureWeights
     mlp_post_norm: Floats | None
+
+    @property
+    def linears(self) -> tuple[FusedLinear, ...]:
+        attention = (self.queries, self.output, *(() if self.keys_values is None else (self.keys_values,)))
+        return attention + self.mlp.linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +121,13 @@ class ModelWeights:
     final_norm: Floats
     head: FusedLinear
 
+    @property
+    def linears(self) -> list[FusedLinear]:
+        return [self.head, *(linear for layer in self.layers for linear in layer.linears)]
+
     def packed(self) -> list[_native.PackedLinear]:
         """Every packed weight once."""
-        fused = [self.head]
-        for layer in self.layers:
-            fused += [layer.queries, layer.output, layer.gate_up, layer.down]
-            fused += [] if layer.keys_values is None else [layer.keys_values]
-        each = [self.embedding, *(run.weight for linear in fused for run in linear.runs)]
+        each = [self.embedding, *(run.weight for linear in self.linears for run in linear.runs)]
         return list({id(weight): weight for weight in each}.values())
 
     @property
@@ -154,7 +183,7 @@ class _Packer:
     def layer(self, index: int) -> LayerWeights:
         spec = self._checkpoint.spec
         prefix = f"model.layers.{index}."
-        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        attention = prefix + "self_attn."
         queries, keys_values = [attention + "q_proj"], [attention + "k_proj", attention + "v_proj"]
         last = index == spec.num_layers - 1
         sandwich = spec.sandwich_norms
@@ -168,9 +197,28 @@ class _Packer:
             output=self.fused([attention + "o_proj"], bias=spec.output_bias),
             attention_post_norm=self.norm(prefix + "post_attention_layernorm") if sandwich else None,
             mlp_norm=self.norm(prefix + before_mlp),
-            gate_up=self.fused([mlp + "gate_proj", mlp + "up_proj"], bias=spec.mlp_bias),
-            down=self.fused([mlp + "down_proj"], bias=spec.mlp_bias),
+            mlp=self.mlp(prefix, spec.layers[index].experts),
             mlp_post_norm=self.norm(prefix + "post_feedforward_layernorm") if sandwich else None,
+        )
+
+    def mlp(self, prefix: str, experts: ExpertsSpec | None) -> MlpWeights | MixtureWeights:
+        if experts is None:
+            bias = self._checkpoint.spec.mlp_bias
+            return MlpWeights(
+                gate_up=self.fused([prefix + "mlp.gate_proj", prefix + "mlp.up_proj"], bias=bias),
+                down=self.fused([prefix + "mlp.down_proj"], bias=bias),
+            )
+        return MixtureWeights(
+            router=self.fused([prefix + experts.router]),
+            experts=tuple(
+                MlpWeights(
+                    gate_up=self.fused(
+                        [prefix + experts.gate.format(expert), prefix + experts.up.format(expert)]
+                    ),
+                    down=self.fused([prefix + experts.down.format(expert)]),
+                )
+                for expert in range(experts.count)
+            ),
         )
 
     def norm(self, name: str) -> Floats:

@@ -11,9 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightpack import _native
-from tightpack.architectures.model_spec import LayerSpec, ModelSpec, RotarySpec
+from tightpack.architectures.model_spec import ExpertsSpec, LayerSpec, ModelSpec, RotarySpec
 from tightpack.native_cpu.formats import RowRounding
-from tightpack.native_cpu.pack import FusedLinear, LayerWeights, ModelWeights
+from tightpack.native_cpu.pack import (
+    FusedLinear,
+    LayerWeights,
+    MixtureWeights,
+    MlpWeights,
+    ModelWeights,
+)
 
 Floats = NDArray[np.float32]
 
@@ -74,7 +80,7 @@ class _Rows:
 
     def rounded(self, rounding: RowRounding) -> _native.Value:
         if rounding not in self._made:
-            self._made[rounding] = self._make(_native.RowFormat(**asdict(rounding)))
+            self._made[rounding] = self._make(_row_format(rounding))
         return self._made[rounding]
 
 
@@ -104,9 +110,12 @@ class _Layer:
         self._add(
             _Rows(partial(program.quantize, mixed)), weights.output, weights.attention_post_norm, "output"
         )
-        gate_up = self._linear(self._norm(weights.mlp_norm), weights.gate_up, "gate_up")
-        gated = _Rows(partial(program.gate, gate_up, spec.activation))
-        self._add(gated, weights.down, weights.mlp_post_norm, "down")
+        if isinstance(weights.mlp, MlpWeights):
+            gate_up = self._linear(self._norm(weights.mlp_norm), weights.mlp.gate_up, "gate_up")
+            gated = _Rows(partial(program.gate, gate_up, spec.activation))
+            self._add(gated, weights.mlp.down, weights.mlp_post_norm, "down")
+        elif self._layer.experts is not None:
+            self._add_experts(weights.mlp, self._layer.experts)
 
     def _queries(self) -> _native.Value:
         """Normed, rotated and rounded; keys and values are in the cache."""
@@ -133,6 +142,18 @@ class _Layer:
         program.keep_wanted_rows()
         queries = self._linear(self._norm(weights.attention_norm), weights.queries, "qkv")
         return program.rotate_queries(queries, self._cos, self._sin, query_norm=weights.query_norm, eps=eps)
+
+    def _add_experts(self, mixture: MixtureWeights, spec: ExpertsSpec) -> None:
+        program, norm = self._program, self._weights.mlp_norm
+        scores = self._linear(self._norm(norm), mixture.router, "router")
+        program.experts(
+            program.route(scores, experts_per_token=spec.experts_per_token, normalized=spec.normalized),
+            norm,
+            self._spec.norm_eps,
+            self._spec.activation,
+            gate_up=tuple(_expert_runs(expert.gate_up) for expert in mixture.experts),
+            down=tuple(_expert_runs(expert.down) for expert in mixture.experts),
+        )
 
     def _norm(self, weight: Floats) -> _Rows:
         return _Rows(partial(self._program.norm, weight, self._spec.norm_eps))
@@ -163,3 +184,11 @@ class _Layer:
         else:
             values = self._linear(rows, linear, name)
             self._program.norm_add(values, post_norm, self._spec.norm_eps)
+
+
+def _row_format(rounding: RowRounding) -> _native.RowFormat:
+    return _native.RowFormat(**asdict(rounding))
+
+
+def _expert_runs(linear: FusedLinear) -> tuple[tuple[_native.PackedLinear, _native.RowFormat], ...]:
+    return tuple((run.weight, _row_format(run.rounding)) for run in linear.runs)

@@ -16,8 +16,6 @@ def reason_against(checkpoint: Checkpoint, *, dtype: str, kv_cache_dtype: str, b
     Raises ValueError for unknown names.
     """
     spec = checkpoint.spec
-    if spec.is_mixture:
-        return "it has no mixtures of experts"
     # "auto" is bfloat16 here even for a checkpoint of float16, whose numbers lose three bits of eleven.
     if dtype != "auto" and float_precision(dtype, checkpoint) != "bf16":
         return f"it computes in bfloat16, not in dtype={dtype!r}"
