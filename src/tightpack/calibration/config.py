@@ -61,7 +61,8 @@ class QuantizationConfig:
     samples, sequence_length: calibration text, in sequences and tokens each.
     evaluation_samples: held-out sequences, of the same length; fewer where the text has no more.
     seed: of text that the model generates itself.
-    dtype: of dense arithmetic during calibration; "auto" is float32 on a CPU and bfloat16 on CUDA.
+    dtype: of dense arithmetic during calibration; "auto" is bfloat16 on CUDA, and on CPUs that multiply it
+        (AVX512-BF16) where Hessians are gathered, else float32.
     device: "auto", "cpu", "cuda" or "cuda:N".
     """
 
