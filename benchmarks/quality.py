@@ -39,6 +39,8 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "AWQ + GPTQ mixed to 4.5 bits": {"method": "awq-gptq", "group_size": 64, "target_bits": 4.5},
     "int8 weights": {"method": "int8"},
     "int8 weights in groups of 64": {"method": "int8", "group_size": 64},
+    "int8 weights with fp8 KV cache": {"method": "int8", "kv_cache_dtype": "fp8"},
+    "int8 weights with int8 KV cache": {"method": "int8", "kv_cache_dtype": "int8"},
     "SmoothQuant (W8A8)": {"method": "smoothquant"},
     "LLM.int8": {"method": "llm.int8"},
     "fp8 (W8A8)": {"method": "fp8"},

@@ -21,10 +21,12 @@ from tightpack.calibration.data_sets import open_text
 from tightpack.calibration.estimate import Estimate, estimate, peak_memory
 from tightpack.calibration.kv_scales import kv_scale
 from tightpack.calibration.layer_walk import Walk
+from tightpack.calibration.products import has_fast_bfloat16
 from tightpack.calibration.report import LinearReport, QuantizationReport
 from tightpack.calibration.resume import LayerResult, Progress, fingerprint, saved_layers
 from tightpack.calibration.run import LayerRun
 from tightpack.calibration.sensitivity import assign_schemes
+from tightpack.calibration.site_quantizer import wants_hessian
 from tightpack.calibration.text import text_prefix
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.model_files import refuse_occupied
@@ -89,7 +91,7 @@ def quantize(
     config: or its fields as keyword arguments (`options`), for example method="gptq", group_size=64.
     calibration: a text or JSON Lines file, or a data set (see `data_sets.open_text`). The first `samples`
         sequences are calibrated on and the last `evaluation_samples` measured on; None lets the model write
-        both itself, from `seed`.
+        both itself, from `seed` (int8 is then rounded without).
     evaluation: a text of the same kinds to measure on instead.
     resume: go on with an unfinished run of the same arguments.
 
@@ -109,6 +111,8 @@ def quantize(
     started = time.perf_counter()
     checkpoint = open_checkpoint(model)
     _refuse_quantized(checkpoint)
+    if config.method == "int8" and config.calibrated is None:
+        config = replace(config, calibrated=calibration is not None and not checkpoint.spec.is_mixture)
     recipe = resolve(config, checkpoint.spec)
     longest = checkpoint.spec.max_position_embeddings
     if config.sequence_length > longest:
@@ -116,7 +120,7 @@ def quantize(
             f"sequence_length={config.sequence_length} is beyond the {longest} positions of {checkpoint.name}"
         )
     device = resolve_device(config.device)
-    dtype = _calculation_dtype(config, checkpoint, device)
+    dtype = _calculation_dtype(recipe.config, checkpoint, device)
     texts = _texts(model, checkpoint, recipe, calibration, evaluation, observer)
     seconds = {"text": time.perf_counter() - started}
     observer.planned(recipe, estimate(checkpoint.spec, recipe, len(texts.held_out), dtype, device))
@@ -413,7 +417,10 @@ def _calculation_dtype(
     config: QuantizationConfig, checkpoint: Checkpoint, device: torch.device
 ) -> torch.dtype:
     if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        # Hessians and corrected weights need many tokens, each of little precision; what is chosen by the
+        # error of a few outputs needs those exact.
+        fast = device.type == "cuda" or (wants_hessian(config) and has_fast_bfloat16())
+        return torch.bfloat16 if fast else torch.float32
     return resolve_dtype(config.dtype, checkpoint)
 
 

@@ -49,6 +49,12 @@ def test_the_cheapest_of_the_shrunk_ranges_is_taken(weight, hessian, symmetric):
     np.testing.assert_allclose(best, np.min(candidates, axis=0), rtol=1e-3)
 
 
+def test_eight_bits_reach_every_weight(weight, hessian):
+    form = {"bits": 8, "group_size": 32, "symmetric": True}
+    found = quantize_with_hessian_clip(weight, hessian, **form, refit=False)
+    np.testing.assert_array_equal(found.codes, round_to_nearest(weight, **form).codes)
+
+
 def test_an_input_that_is_never_used_may_be_cut_off(weight, hessian):
     weight[:, 5] = 10.0
     hessian[5, :] = hessian[:, 5] = 0.0

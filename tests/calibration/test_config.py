@@ -39,6 +39,7 @@ def spec(tiny_model: Callable[[str], Path]) -> ModelSpec:
         ({"mixed": False, "target_bits": 5.0}, "mixed=False was asked for"),
         ({"method": "fp8", "mixed": True, "max_kl": 0.1}, "mixed=True mixes precisions on top of"),
         ({"layout": "gptq", "mixed": True, "max_kl": 0.1}, "one scheme for all linears"),
+        ({"method": "gptq", "calibrated": True}, "calibrated belongs to method='int8'"),
         ({"error_correction": 1.5}, "error_correction must be between 0 and 1"),
     ],
 )

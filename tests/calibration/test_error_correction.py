@@ -43,6 +43,12 @@ def test_the_whole_correction_is_the_least_squares_solution(weight, correlated_i
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-3 * np.abs(expected).max())
 
 
+def test_the_gap_of_bfloat16_inputs(correlated_inputs, disturbed):
+    made, original = disturbed.bfloat16(), correlated_inputs.bfloat16()
+    found, exact = gap_of(made, original), gap_of(made.float(), original.float())
+    assert (found - exact).norm() < 5e-3 * exact.norm()
+
+
 def test_outputs_come_nearer_to_the_originals_the_more_is_corrected(weight, correlated_inputs, disturbed):
     gap, hessian = gap_of(disturbed, correlated_inputs), hessian_of(disturbed)
     distances = [

@@ -26,6 +26,15 @@ def test_bfloat16_inputs_are_summed_in_float32():
     assert statistics.mean_abs.tolist() == [1.0, 1.0]
 
 
+def test_products_of_bfloat16_are_summed_in_float32(correlated_inputs):
+    exact, narrow = InputStatistics(64), InputStatistics(64)
+    for batch in correlated_inputs.reshape(8, 4, 16, 64):
+        exact.add(batch.bfloat16().float())
+        narrow.add(batch.bfloat16())
+    size = exact.hessian.diagonal().sqrt()
+    assert ((narrow.hessian - exact.hessian) / torch.outer(size, size)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_inputs_that_are_no_numbers_are_refused(bad):
     statistics = InputStatistics(4)

@@ -25,6 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "rtn mse": {"method": "rtn", "clip": "mse", "symmetric": True},
     "gptq": {"method": "gptq"},
+    "gptq in bfloat16": {"method": "gptq", "dtype": "bfloat16"},
     "gptq symmetric": {"method": "gptq", "symmetric": True, "group_size": 32},
     "gptq 8 bits": {"method": "gptq", "bits": 8, "group_size": -1},
     "awq": {"method": "awq"},
@@ -104,6 +105,18 @@ def test_gptq_is_nearer_than_rounding(model: str, tiny_text: Path, tmp_path: Pat
         for method in ("rtn", "gptq")
     }
     assert found["gptq"] < found["rtn"]
+
+
+def test_int8_is_calibrated_where_there_is_text(model: str, tiny_text: Path, tmp_path: Path) -> None:
+    """Text to be measured on alone is none to calibrate on."""
+    rounded = quantize(model, tmp_path / "rounded", evaluation=tiny_text, method="int8", **SMALL)
+    found = quantize(model, tmp_path / "found", calibration=tiny_text, method="int8", **SMALL)
+    assert rounded.recipe == "int8, int8"
+    assert found.recipe == "int8 by gptq, int8"
+    assert rounded.calibration_text == "none: the method rounds weights alone"
+    assert found.calibration_text == f"the first 6 x 48 tokens of {tiny_text.name}"
+    sums = [sum(linear.relative_error for linear in report.linears) for report in (found, rounded)]
+    assert sums[0] < 0.8 * sums[1]
 
 
 def test_ignored_linears_stay(model: str, tiny_text: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from tightpack.calibration.refit import refitted_scales
 from tightpack.schemes.quantized import IntWeight
 
 SHRINK_FACTORS = tuple(1.0 - 0.04 * step for step in range(16))
-"""Of the range from the least to the largest weight of a group: 1.00, 0.96 ... 0.40."""
+"""Of the range from the least to the largest weight of a group: 1.00, 0.96 ... 0.40. For 4 bits: a cut of 4 %
+costs a grid of 8 more at its ends than its finer steps give."""
 
 
 def clipped_ranges(
@@ -25,7 +26,7 @@ def clipped_ranges(
     bits: Literal[4, 8],
     group_size: int,
     symmetric: bool,
-    factors: Sequence[float] = SHRINK_FACTORS,
+    factors: Sequence[float] | None = None,
     scale_dtype: torch.dtype = torch.float16,
 ) -> IntegerGrid:
     """The grid of every group whose rounding costs least, among ranges shrunk by `factors`.
@@ -36,12 +37,15 @@ def clipped_ranges(
     inputs as readily as any other, made them worse.
 
     weight: [outputs, inputs]. hessian: [inputs, inputs], or None for the plain squared error.
+    factors: by default SHRINK_FACTORS for 4 bits, and the whole range for 8.
     Returns a grid of shape [outputs, groups]. The factor 1 is always among the candidates, so that the cost
     is never above that of the whole range.
     """
     check_weight(weight, group_size)
     outputs, inputs = weight.shape
     groups = inputs // group_size
+    if factors is None:
+        factors = SHRINK_FACTORS if bits == 4 else (1.0,)
     # Groups first: the cost of all rows of a group is then one matrix product.
     grouped = weight.to(torch.float32).reshape(outputs, groups, group_size).transpose(0, 1).contiguous()
     blocks = None
@@ -51,10 +55,14 @@ def clipped_ranges(
     low, high = grouped.aminmax(dim=2)
     best: IntegerGrid | None = None
     least = torch.empty(0)
-    for factor in sorted({1.0, *factors}, reverse=True):
+    candidates = sorted({1.0, *factors}, reverse=True)
+    for factor in candidates:
         grid = grid_of_range(
             low * factor, high * factor, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype
         )
+        if len(candidates) == 1:
+            best = grid
+            break
         cost = _costs(grouped, grid, blocks)
         if best is None:
             best, least = grid, cost

@@ -44,6 +44,8 @@ class QuantizationConfig:
     clip: of rtn: "minmax" covers every weight, "mse" takes the range of least squared error.
     smoothing: SmoothQuant's alpha, 0 to 1, of smoothquant and llm.int8; None chooses each site's by its
         outputs' error.
+    calibrated: of int8: whether weights are rounded as GPTQ does, on calibration text, or each to its nearest
+        code; None is the former where `quantize` is given text.
     damping: GPTQ's, relative to the mean of the Hessian's diagonal.
     error_correction: of awq, gptq and awq-gptq: how much of what quantizing the layers before did to a
         linear's inputs its weights are moved to undo, 0 (nothing, and a third less time) to 1.
@@ -59,7 +61,8 @@ class QuantizationConfig:
     samples, sequence_length: calibration text, in sequences and tokens each.
     evaluation_samples: held-out sequences, of the same length; fewer where the text has no more.
     seed: of text that the model generates itself.
-    dtype: of dense arithmetic during calibration; "auto" is float32 on a CPU and bfloat16 on CUDA.
+    dtype: of dense arithmetic during calibration; "auto" is bfloat16 on CUDA, and on CPUs that multiply it
+        (AVX512-BF16) where Hessians are gathered, else float32.
     device: "auto", "cpu", "cuda" or "cuda:N".
     """
 
@@ -71,6 +74,7 @@ class QuantizationConfig:
     ignore: tuple[str, ...] = ("lm_head",)
     clip: Literal["minmax", "mse"] = "minmax"
     smoothing: float | None = None
+    calibrated: bool | None = None
     damping: float = 0.05
     error_correction: float = 0.5
     outlier_threshold: float = 6.0
@@ -122,6 +126,8 @@ class QuantizationConfig:
             raise ValueError(
                 f"method={method!r} is symmetric; only {', '.join(GROUPED)} take symmetric=False"
             )
+        if self.calibrated is not None and method != "int8":
+            raise ValueError(f"calibrated belongs to method='int8', not {method!r}")
         if self.fp8_fallback is not None and method != "fp8":
             raise ValueError(f"fp8_fallback belongs to method='fp8', not {method!r}")
         if self.target_bits is not None and method not in GROUPED:
@@ -179,6 +185,7 @@ class QuantizationRecipe:
             or config.fp8_fallback is not None
             or config.kv_cache_dtype != "auto"
             or bool(config.mixed)
+            or bool(config.calibrated)
         )
 
     @property
@@ -194,7 +201,8 @@ class QuantizationRecipe:
     def label(self) -> str:
         """`gptq, int4 g64 asymmetric`."""
         labels = {scheme.label for scheme in self.schemes.values() if scheme.precision != "dense"}
-        return f"{self.config.method}, {' | '.join(sorted(labels))}"
+        method = "int8 by gptq" if self.config.calibrated else self.config.method
+        return f"{method}, {' | '.join(sorted(labels))}"
 
 
 def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:

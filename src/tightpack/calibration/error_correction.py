@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tightpack.calibration.checks import check_finite
 from tightpack.calibration.hessian import damped
-from tightpack.calibration.products import times_transposed
+from tightpack.calibration.products import product_dtype, summed_over_tokens, times_transposed
 
 
 class InputGap:
@@ -38,10 +38,12 @@ class InputGap:
                 f"{tuple(made.shape)} and {tuple(original.shape)}"
             )
         width, device = len(self._products), self._products.device
-        quantized = made.detach().reshape(-1, width).to(device, torch.float32)
+        quantized = made.detach().reshape(-1, width).to(device)
+        dtype = product_dtype(quantized)
         gap = original.detach().reshape(-1, width).to(device, torch.float32) - quantized
         check_finite(gap, "inputs")
-        self._products += times_transposed(gap.T.contiguous(), quantized.T.contiguous())
+        left, right = gap.to(dtype).T.contiguous(), quantized.to(dtype).T.contiguous()
+        self._products += summed_over_tokens(left, right)
         self.count += len(gap)
 
     @property

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tightpack.architectures.model_spec import ExpertsSpec, ModelSpec
+from tightpack.calibration.prompt_attention import prompt_attention
 from tightpack.calibration.sites import SITES
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.torch_backend.arrays import as_tensor
@@ -97,6 +98,10 @@ class DecoderLayer:
             scores = scores.div_(spec.attention_softcap).tanh_().mul_(spec.attention_softcap)
             scores = scores.masked_fill_(~self._visible_or_causal(length), -torch.inf)
             mixed = torch.matmul(scores.softmax(-1).to(q.dtype), v)
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            mixed = prompt_attention(
+                q, k[:, 0], v[:, 0], scale=spec.attention_scale, window=self._window or length
+            )
         else:
             if q.is_cuda:
                 k, v = k.contiguous(), v.contiguous()

@@ -23,6 +23,7 @@ from tightpack.calibration.folding import divide_rows, fold_into_norm, of_value_
 from tightpack.calibration.layer_linears import dense_linear, linear_of, stored_bias
 from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk, mlp_norm
 from tightpack.calibration.original_path import original_inputs
+from tightpack.calibration.products import times_transposed
 from tightpack.calibration.resume import LayerResult
 from tightpack.calibration.site_quantizer import input_scales, quantize_site, wants_hessian
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme, sites_of
@@ -31,6 +32,8 @@ from tightpack.schemes.quantized import QuantizedLinear
 from tightpack.torch_backend.arrays import as_tensor
 
 QKV, OUTPUT, GATE_UP, DOWN = SITES
+# On which a site's error is measured: more would cost as much as rounding it, and say the same.
+_JUDGED_TOKENS = 512
 
 
 class LayerRun:
@@ -187,13 +190,16 @@ class LayerRun:
                 gap.add(batch[: len(aim)], aim)
         assert sample is not None
         if original is not None:
-            difference, hessian = gap.mean, statistics.hessian
-            weights = {
-                name: corrected_weight(
-                    weight, difference, hessian, share=config.error_correction, damping=config.damping
-                )
-                for name, weight in weights.items()
-            }
+            # Rows do not touch each other, and one factorisation serves all.
+            corrected = corrected_weight(
+                torch.cat(list(weights.values())),
+                gap.mean,
+                statistics.hessian,
+                share=config.error_correction,
+                damping=config.damping,
+            )
+            parts = torch.split_with_sizes(corrected, [len(weight) for weight in weights.values()])
+            weights = dict(zip(weights, parts, strict=True))
         return weights, statistics, sample
 
     def _quantized(
@@ -217,14 +223,14 @@ class LayerRun:
         sample: Tensor,
         divided: Tensor,
     ) -> None:
-        """Measure the outputs' relative error on a batch, activations' rounding included; keep the site, or
-        with fp8_fallback its original where the error is too large."""
+        """Measure the outputs' relative error on some tokens, activations' rounding included; keep the site,
+        or with fp8_fallback its original where the error is too large."""
+        inputs, given = (t.flatten(0, -2)[:_JUDGED_TOKENS].float() for t in (sample, divided))
         errors = {}
         for name, weight in weights.items():
-            exact = sample.float().reshape(-1, weight.shape[1]) @ weight.T
-            apply = applied_linear(quantized[name], None, dtype=sample.dtype, device=self._walk.device)
-            made = apply(divided).reshape(exact.shape).float()
-            errors[name] = _relative(made - exact, exact)
+            exact = times_transposed(inputs, weight)
+            apply = applied_linear(quantized[name], None, dtype=torch.float32, device=self._walk.device)
+            errors[name] = _relative(apply(given) - exact, exact)
         threshold = self._recipe.config.fp8_fallback
         if threshold is not None and not max(errors.values()) <= threshold:
             self._keep_dense(site, weights)

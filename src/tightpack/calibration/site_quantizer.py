@@ -23,7 +23,7 @@ from tightpack.schemes.quantized import IntWeight, QuantizedLinear
 
 
 def wants_hessian(config: QuantizationConfig) -> bool:
-    return config.method in ("awq", "gptq", "awq-gptq") or bool(config.mixed)
+    return config.method in ("awq", "gptq", "awq-gptq") or bool(config.mixed) or bool(config.calibrated)
 
 
 def input_scales(
@@ -89,9 +89,9 @@ def quantize_site(
     size = scheme.group_size or inputs
     grid = {"bits": scheme.bits, "group_size": size, "symmetric": scheme.symmetric}
     method = config.method
-    if method in ("smoothquant", "llm.int8", "int8"):
+    if method in ("smoothquant", "llm.int8") or (method == "int8" and not config.calibrated):
         quantized = {
-            name: _named(name, int8_channels, weight, group_size=scheme.group_size, search=method == "int8")
+            name: _named(name, int8_channels, weight, group_size=scheme.group_size)
             for name, weight in weights.items()
         }
     elif method == "rtn" and not config.mixed:

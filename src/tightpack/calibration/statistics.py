@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tightpack.calibration.checks import check_finite
-from tightpack.calibration.products import times_transposed
+from tightpack.calibration.products import product_dtype, summed_over_tokens
 
 # Narrower strips leave out more of the symmetric half, and make products too small for two threads.
 _STRIP = 288
@@ -19,8 +19,8 @@ class InputStatistics:
     sink), and leaving them out tripled the divergence of a quantized SmolLM2.
 
     inputs: width K of the input. hessian: whether to keep the K x K sum (int8 and fp8 do without).
-    Sums are kept on `device`: the Hessian's in float32 (it is K x K, and each batch is summed first), those
-    of magnitudes in float64.
+    Sums are kept on `device`, each batch summed first: the Hessian's in float32 (it is K x K), those of
+    magnitudes in float64.
     """
 
     def __init__(self, inputs: int, *, hessian: bool = True, device: torch.device | str = "cpu") -> None:
@@ -36,15 +36,17 @@ class InputStatistics:
         """Counts the tokens of `batch` [..., K], any float dtype; ValueError if it holds NaN or infinity."""
         if batch.shape[-1] != self.inputs:
             raise ValueError(f"expected inputs of width {self.inputs}, got shape {tuple(batch.shape)}")
-        tokens = batch.detach().reshape(-1, self.inputs).to(self._absmax.device, torch.float32)
+        tokens = batch.detach().reshape(-1, self.inputs).to(self._absmax.device)
         if not tokens.shape[0]:
             return
-        check_finite(tokens, "inputs")
-        magnitudes = tokens.abs()
-        self._sum_abs += magnitudes.sum(dim=0, dtype=torch.float64)
+        magnitudes = tokens.abs().to(torch.float32)
+        sums = magnitudes.sum(dim=0)
+        if not torch.isfinite(sums).all():
+            check_finite(tokens, "inputs")
+        self._sum_abs += sums
         torch.maximum(self._absmax, magnitudes.amax(dim=0), out=self._absmax)
         if self._products is not None:
-            self._add_products(self._products, tokens)
+            self._add_products(self._products, tokens.to(product_dtype(tokens)))
         self.count += tokens.shape[0]
 
     @property
@@ -73,7 +75,7 @@ class InputStatistics:
         by_input = tokens.T.contiguous()
         for first in range(0, self.inputs, strip):
             last = min(first + strip, self.inputs)
-            total[first:, first:last] += times_transposed(by_input[first:], by_input[first:last])
+            total[first:, first:last] += summed_over_tokens(by_input[first:], by_input[first:last])
 
     def _tokens(self) -> int:
         if not self.count:

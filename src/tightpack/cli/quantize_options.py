@@ -75,7 +75,7 @@ CalibrationOption = Annotated[
     _option(
         _TEXT,
         'Plain text, JSON Lines (.jsonl) with a "text" field, or a data set: wikitext, c4, '
-        "owner/name[:config[:split]].  [default: text that the model writes itself]",
+        "owner/name[:config[:split]].  [default: text that the model writes itself; int8 goes without]",
         metavar="TEXT",
     ),
 ]
@@ -107,7 +107,9 @@ SeedOption = Annotated[int, _option(_TEXT, "Of text that the model writes itself
 DtypeOption = Annotated[
     str,
     _option(
-        _RUN, "Of dense arithmetic meanwhile: auto (float32 on a CPU, else bfloat16), float32, bfloat16."
+        _RUN,
+        "Of dense arithmetic meanwhile: auto (bfloat16 where it is fast and does, else float32), float32, "
+        "bfloat16.",
     ),
 ]
 ResumeOption = Annotated[
