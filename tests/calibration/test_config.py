@@ -77,7 +77,7 @@ def test_defaults_by_method(spec: ModelSpec) -> None:
     assert (
         resolve(QuantizationConfig(method="smoothquant"), spec).label == "smoothquant, int8, int8 activations"
     )
-    assert resolve(QuantizationConfig(method="fp8"), spec).label == "fp8, fp8, fp8 activations"
+    assert resolve(QuantizationConfig(method="fp8"), spec).label == "fp8, fp8 activations"
     assert not resolve(QuantizationConfig(method="rtn"), spec).needs_text
     assert resolve(QuantizationConfig(method="llm.int8"), spec).needs_text
     assert resolve(QuantizationConfig(method="rtn", kv_cache_dtype="fp8"), spec).needs_text

@@ -192,9 +192,11 @@ class QuantizationRecipe:
 
     @property
     def label(self) -> str:
-        """`gptq, int4 g64 asymmetric`."""
-        labels = {scheme.label for scheme in self.schemes.values() if scheme.precision != "dense"}
-        return f"{self.config.method}, {' | '.join(sorted(labels))}"
+        """`gptq, int4 g64 asymmetric`; a method that is called as its precision is named once."""
+        method = self.config.method
+        labels = sorted({scheme.label for scheme in self.schemes.values() if scheme.precision != "dense"})
+        schemes = " | ".join(labels)
+        return schemes if all(label.startswith(method) for label in labels) else f"{method}, {schemes}"
 
 
 def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
