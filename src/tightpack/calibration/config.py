@@ -36,7 +36,7 @@ class QuantizationConfig:
     group_size: inputs that share a scale, -1 for one scale an output channel; by default the largest of 128,
     64
         and 32 that divides every input width of the model.
-    symmetric: grids without zero points.
+    symmetric: grids without zero points; by default those of 8-bit methods and of layout gptq.
     layout: the checkpoint's file format: compressed-tensors, but bitsandbytes for llm.int8; or awq, gptq.
     ignore: linears to leave in 16 bits: names, globs (`*.down_proj`) or `re:` and a regular expression. One
     of
@@ -248,7 +248,8 @@ def _with_defaults(config: QuantizationConfig, widths: Mapping[str, int]) -> Qua
                 )
     symmetric = config.symmetric
     if symmetric is None:
-        symmetric = not grouped
+        # vLLM takes GPTQ's layout without zero points only.
+        symmetric = not grouped or config.layout == "gptq"
     bits = config.bits or (4 if grouped else 8)
     mixed = config.mixed
     if mixed is None:
