@@ -216,6 +216,7 @@ def stored(original: Checkpoint, method: str, kind: str) -> Checkpoint:
     ("method", "kind", "argument"),
     [
         ("awq", "int4", "awq"),
+        ("awq", "int4", "awq_marlin"),
         ("gptq", "int4", "int4"),
         ("compressed-tensors", "int4", "compressed-tensors"),
         ("compressed-tensors", "int4", "awq"),

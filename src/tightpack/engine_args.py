@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tightpack.architectures.model_spec import ModelSpec
@@ -23,6 +24,8 @@ KV_CACHE_DTYPES = (*DTYPES, "fp8", "fp8_e4m3", "int8")
 CHECKPOINT_METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "gguf")
 ON_LOAD_METHODS = ("int8", "w8a8", "llm.int8", "int4", "fp8")
 QUANTIZATIONS = tuple(dict.fromkeys((*CHECKPOINT_METHODS, *ON_LOAD_METHODS)))
+# vLLM's names for a format together with one of its kernels; here the kernel follows from the device.
+_KERNEL_NAMES = MappingProxyType({"awq_marlin": "awq", "gptq_marlin": "gptq"})
 LLM_INT8_THRESHOLD = 6.0
 # Prompt tokens that share a step with the decodes under chunked prefill. A CPU computes one to two thousand
 # prompt tokens a second, so 256 keep the others' gap near 0.2 s; a GPU needs more to be busy.
@@ -61,7 +64,8 @@ class EngineArgs:
         "bitsandbytes", "gguf"), or how to quantize an unquantized one on loading: "int8" (weights alone, a
         scale a channel), "w8a8" (and int8 activations, a scale a token), "llm.int8", "int4" (weights alone,
         round to nearest in groups), "fp8" (a scale a channel, and FP8 activations with a scale a token). The
-        embedding and the head stay as they are. None takes the checkpoint as it is.
+        embedding and the head stay as they are. vLLM's "awq_marlin" and "gptq_marlin" are "awq" and "gptq".
+        None takes the checkpoint as it is.
     llm_int8_threshold: activations of at least this magnitude stay in 16 bits under "llm.int8".
     kv_cache_dtype: "auto" takes the checkpoint's, or else dtype. "fp8" is E4M3 with the checkpoint's
         calibrated scales, or scale 1; "int8" has those, or a scale for each token and head.
@@ -128,6 +132,8 @@ class EngineArgs:
         require_one_of("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
         require_one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
+            method = _KERNEL_NAMES.get(self.quantization, self.quantization)
+            object.__setattr__(self, "quantization", method)
             require_one_of("quantization", self.quantization, QUANTIZATIONS)
         if not 0 < self.llm_int8_threshold < float("inf"):
             raise ValueError(f"llm_int8_threshold must be above 0, got {self.llm_int8_threshold}")

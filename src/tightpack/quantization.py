@@ -336,9 +336,8 @@ def _texts(
         if evaluation is None:
             judged = min(judged, left)
             held_out = text.sequences(length, skip=-judged)
-            return _Texts(
-                calibrating, held_out, source, f"the last {judged} x {length} tokens of the same text"
-            )
+            name = f"the last {judged} x {length} tokens of {_called(calibration)}"
+            return _Texts(calibrating, held_out, source, name)
     assert evaluation is not None
     held_out, name = _held_out(evaluation, checkpoint, length, judged)
     return _Texts(calibrating, held_out, source, name)

@@ -78,7 +78,10 @@ def test_defaults_by_method(spec: ModelSpec) -> None:
     assert (
         resolve(QuantizationConfig(method="smoothquant"), spec).label == "smoothquant, int8, int8 activations"
     )
-    assert resolve(QuantizationConfig(method="fp8"), spec).label == "fp8, fp8, fp8 activations"
+    assert resolve(QuantizationConfig(method="gptq", layout="gptq"), spec).label == "gptq, int4 g64"
+    chosen = QuantizationConfig(method="gptq", layout="gptq", symmetric=False)
+    assert resolve(chosen, spec).label == "gptq, int4 g64 asymmetric"
+    assert resolve(QuantizationConfig(method="fp8"), spec).label == "fp8, fp8 activations"
     assert not resolve(QuantizationConfig(method="rtn"), spec).needs_text
     assert resolve(QuantizationConfig(method="llm.int8"), spec).needs_text
     assert resolve(QuantizationConfig(method="rtn", kv_cache_dtype="fp8"), spec).needs_text

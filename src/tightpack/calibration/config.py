@@ -36,7 +36,7 @@ class QuantizationConfig:
     group_size: inputs that share a scale, -1 for one scale an output channel; by default the largest of 128,
     64
         and 32 that divides every input width of the model.
-    symmetric: grids without zero points.
+    symmetric: grids without zero points; by default those of 8-bit methods and of layout gptq.
     layout: the checkpoint's file format: compressed-tensors, but bitsandbytes for llm.int8; or awq, gptq.
     ignore: linears to leave in 16 bits: names, globs (`*.down_proj`) or `re:` and a regular expression. One
     of
@@ -199,10 +199,11 @@ class QuantizationRecipe:
 
     @property
     def label(self) -> str:
-        """`gptq, int4 g64 asymmetric`."""
-        labels = {scheme.label for scheme in self.schemes.values() if scheme.precision != "dense"}
+        """`gptq, int4 g64 asymmetric`; a method that is called as its precision is named once."""
         method = "int8 by gptq" if self.config.calibrated else self.config.method
-        return f"{method}, {' | '.join(sorted(labels))}"
+        labels = sorted({scheme.label for scheme in self.schemes.values() if scheme.precision != "dense"})
+        schemes = " | ".join(labels)
+        return schemes if all(label.startswith(method) for label in labels) else f"{method}, {schemes}"
 
 
 def resolve(config: QuantizationConfig, spec: ModelSpec) -> QuantizationRecipe:
@@ -254,7 +255,8 @@ def _with_defaults(config: QuantizationConfig, widths: Mapping[str, int]) -> Qua
                 )
     symmetric = config.symmetric
     if symmetric is None:
-        symmetric = not grouped
+        # vLLM takes GPTQ's layout without zero points only.
+        symmetric = not grouped or config.layout == "gptq"
     bits = config.bits or (4 if grouped else 8)
     mixed = config.mixed
     if mixed is None:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+
+# Layout to who else loads it, for the README of the output.
+_READERS: Mapping[str, str] = MappingProxyType(
+    {
+        "compressed-tensors": "compressed-tensors, which vLLM, SGLang and transformers (with `pip install "
+        "compressed-tensors`) load",
+        "awq": "AutoAWQ's GEMM layout, which vLLM and transformers (with `pip install gptqmodel`) load",
+        "gptq": "GPTQ's, which vLLM (without zero points) and transformers (with `pip install optimum "
+        "gptqmodel`) load",
+        "bitsandbytes": "bitsandbytes' of 8 bits, which transformers (with `pip install bitsandbytes`) loads",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +89,8 @@ class QuantizationReport:
 Calibration text: {self.calibration_text}. Held-out text: {self.held_out_text}.
 
     tightpack serve {self.output}
+
+The file format is {_READERS[self.config["layout"]]}.
 
 ## Layers
 

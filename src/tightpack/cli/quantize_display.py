@@ -49,7 +49,9 @@ class QuantizationBars:
     def __enter__(self) -> QuantizationBars:
         return self
 
-    def __exit__(self, *unused: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is None:
+            self._end_phase()
         self.stop()
 
     def stop(self) -> None:
@@ -57,15 +59,12 @@ class QuantizationBars:
             self._progress.stop()
 
     def phase(self, what: str) -> None:
-        if self._phase is not None:
-            self._progress.update(self._phase, total=1, completed=1)
+        self._end_phase()
         self._progress.start()  # not before there is something to show: what is refused at once shows nothing
         self._phase = self._progress.add_task(what, total=None, note="")
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None:
-        if self._phase is not None:
-            self._progress.update(self._phase, total=1, completed=1)
-            self._phase = None
+        self._end_phase()
         self._console.print(
             f"{recipe.label}: about {_duration(expected.seconds)}, {_gib(expected.memory_bytes)} of memory "
             f"and {_gib(expected.disk_bytes)} of disk for progress",
@@ -87,6 +86,11 @@ class QuantizationBars:
         mean = sum(errors) / len(errors)
         note = f"error {mean:.4f}, {_duration(left)} left" if left else f"error {mean:.4f}"
         self._progress.update(self._task, completed=index + 1, note=note)
+
+    def _end_phase(self) -> None:
+        if self._phase is not None:
+            self._progress.update(self._phase, total=1, completed=1)
+            self._phase = None
 
 
 def show_report(console: Console, report: QuantizationReport, output: Path) -> None:

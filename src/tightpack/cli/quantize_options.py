@@ -34,7 +34,11 @@ GroupOption = Annotated[
 ]
 SymmetricOption = Annotated[
     bool | None,
-    _option(_SCHEME, "Without or with zero points.  [default: asymmetric]", "--symmetric/--asymmetric"),
+    _option(
+        _SCHEME,
+        "Without or with zero points.  [default: asymmetric, but symmetric with --format gptq]",
+        "--symmetric/--asymmetric",
+    ),
 ]
 FormatOption = Annotated[
     str | None,
