@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tightpack.planning.candidate import Candidate
 from tightpack.planning.commands import prepare_command, serve_command
 from tightpack.planning.fits import Fit
 from tightpack.planning.report import Plan
-from tightpack.planning.search import Candidate
 from tightpack.planning.weight_choices import WEIGHT_CHOICES
 
 _RUNNERS_UP = 6
