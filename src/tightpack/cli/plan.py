@@ -86,11 +86,12 @@ def plan(
 
 
 def _plan(arguments: dict[str, Any], model: PlannedModel, machines: Machines, load: Load) -> Plan:
+    from tightpack.benchmarking.machine import usable_cores
     from tightpack.cli.plan_input import read_deployments, read_policies
     from tightpack.planning.fits import fits
+    from tightpack.planning.jobs import open_jobs
     from tightpack.planning.nowhere import require_somewhere
     from tightpack.planning.report import Plan
-    from tightpack.planning.jobs import open_jobs
     from tightpack.planning.search import search
     from tightpack.planning.weight_choices import WEIGHT_CHOICES
     from tightpack.progress import share_bar
@@ -117,7 +118,7 @@ def _plan(arguments: dict[str, Any], model: PlannedModel, machines: Machines, lo
             load.max_model_len,
         )
     with (
-        open_jobs(_cores(), load) as jobs,
+        open_jobs(usable_cores(), load) as jobs,
         share_bar("planning", hidden=arguments["quiet"]) as advance,
     ):
         found = search(

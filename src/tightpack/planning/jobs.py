@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Protocol
+
+_MODULE = "tightpack.planning.simulation_process"
 
 
 class Jobs(Protocol):
@@ -53,30 +55,30 @@ class Processes:
     """
 
     def __init__(self, count: int, common: Any) -> None:
-        # Not forked: progress bars have threads.
-        context = multiprocessing.get_context("spawn")
-        self._workers = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: list[Connection] = []
         self._waiting: deque[tuple[Hashable, Callable[..., Any], tuple[Any, ...]]] = deque()
         self._begun: set[Hashable] = set()
         self._at: dict[Connection, Hashable] = {}
         self._results: dict[Hashable, Any] = {}
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_work, args=(theirs, common), daemon=True)
-            worker.start()
+            ours, theirs = Pipe()
+            command = [sys.executable, "-m", _MODULE, str(theirs.fileno())]
+            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()]))
             theirs.close()
-            self._workers.append(worker)
+            ours.send(common)
             self._idle.append(ours)
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.terminate()
-        for worker in self._workers:
-            worker.join()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+        for connection in (*self._idle, *self._at):
+            connection.close()
 
     @property
     def idle(self) -> int:
@@ -90,19 +92,22 @@ class Processes:
             self._hand_out()
 
     def result(self, key: Hashable) -> Any:
-        """Raises RuntimeError where a process ended before it had one."""
+        """Raises what the call raised, and RuntimeError where a process ended before it had a result."""
         while key not in self._results:
             self._collect(None)
-        return self._results[key]
+        result = self._results[key]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def _collect(self, timeout: float | None) -> None:
         for connection in wait(list(self._at), timeout):
             assert isinstance(connection, Connection)
-            key = self._at.pop(connection)
             try:
-                self._results[key] = connection.recv()
-            except EOFError:
+                result = connection.recv()
+            except (EOFError, ConnectionError):
                 raise RuntimeError("a process of the simulation was ended from outside") from None
+            self._results[self._at.pop(connection)] = result
             self._idle.append(connection)
         self._hand_out()
 
@@ -122,13 +127,3 @@ def open_jobs(count: int, common: Any) -> Iterator[Jobs]:
         return
     with Processes(count, common) as processes:
         yield processes
-
-
-def _work(connection: Connection, common: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
-    while True:
-        try:
-            call, arguments = connection.recv()
-        except EOFError:
-            return
-        connection.send(call(*arguments, common))
