@@ -89,12 +89,15 @@ def running(config: dict[str, Any], folder: Path) -> Iterator[Cluster]:
     assert process.stdout is not None
     found = re.match(r"ready tiny at (\S+) ", process.stdout.readline())
     assert found is not None, f"the cluster ended: {process.wait(30)}"
-    yield Cluster(found[1], process)
-    started = children(process.pid)
+    try:
+        yield Cluster(found[1], process)
+    finally:
+        started = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        ended = process.wait(60)
+        process.stdout.close()
+    assert ended == 0
     assert len(started) >= 4
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    process.stdout.close()
     assert not gone(started)
 
 
