@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -28,12 +29,20 @@ def make_load() -> Callable[..., EngineLoad]:
             "step_seconds": (0.01, 0.0002, 0.0, 0.0001, 0.0),
             "relative_error": 0.05,
             "num_observed": 100,
-            "departure_gap_s": 0.1,
+            "ends_in_steps": (),
+            "output_tokens": 40.0,
+            "longest_output_tokens": 40.0,
+            "max_wait_s": 0.05,
             "prompt_room_s": None,
         }
         if "waiting" in changes:  # so many prompt tokens of the standard class, one request
             changes["by_class"] = {"standard": ClassLoad(1, changes.pop("waiting"), 0)}
             changes.setdefault("num_waiting", 1)
-        return EngineLoad(**(fields | changes))
+        fields |= changes
+        waiting = list(fields["by_class"].values())
+        fields.setdefault(
+            "ahead", ClassLoad(*(sum(values) for values in zip(*map(astuple, waiting), strict=True)))
+        )
+        return EngineLoad(**fields)
 
     return make

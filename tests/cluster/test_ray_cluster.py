@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,31 @@ class Cluster:
         return Remote(Server(self.url, "tiny")).run("cluster", Workload("test", requests))
 
 
+@contextmanager
+def running(config: dict[str, Any], folder: Path) -> Iterator[Cluster]:
+    """`tightpack cluster` until the block ends; what is left behind then is a failure."""
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "tightpack.cli.main", "cluster", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = re.match(r"ready tiny at (\S+) ", process.stdout.readline())
+    assert found is not None, f"the cluster ended: {process.wait(30)}"
+    try:
+        yield Cluster(found[1], process)
+    finally:
+        started = children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        ended = process.wait(60)
+        process.stdout.close()
+    assert ended == 0
+    assert len(started) >= 4
+    assert not gone(started)
+
+
 @pytest.fixture(scope="module")
 def cluster(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two replicas for interactive and standard work, one for batches; what is left behind is a failure."""
+    """Two replicas for interactive and standard work, one for batches."""
     config = {
         "model": str(tiny_model("llama")),
         "served_model_name": "tiny",
@@ -96,20 +119,8 @@ def cluster(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
             "batch": {"num_cpus": 0.5, "engine": {**ENGINE, "max_num_seqs": 16}},
         },
     }
-    path = tmp_path_factory.mktemp("cluster") / "cluster.yaml"
-    path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "tightpack.cli.main", "cluster", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = re.match(r"ready tiny at (\S+) ", process.stdout.readline())
-    assert found is not None, f"the cluster ended: {process.wait(30)}"
-    yield Cluster(found[1], process)
-    started = children(process.pid)
-    assert len(started) >= 5
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
-    process.stdout.close()
-    assert not gone(started)
+    with running(config, tmp_path_factory.mktemp("cluster")) as started:
+        yield started
 
 
 def request(number: int, arrival: float, output: int = 60, tier: ServiceClass = STANDARD) -> WorkloadRequest:
@@ -257,3 +268,43 @@ def test_a_batch_over_replicas_of_which_one_is_killed(
     check_answers(out, count)
     assert not journal.exists()
     assert not gone(started)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_pool_grows_under_load_and_shrinks_without_losing_a_request(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Two places: a second replica comes when a queue is predicted to be late, and is drained afterwards."""
+    config = {
+        "model": str(tiny_model("llama")),
+        "served_model_name": "tiny",
+        "port": 0,
+        "drain_timeout": 10,
+        "service_classes": {"standard": {"ttft": 0.01, "tpot": 0.5}},
+        "pools": {
+            "all": {
+                "replicas": {"min": 1, "max": 2},
+                "num_cpus": 0.5,
+                "engine": {**ENGINE, "policy": "continuous", "max_num_seqs": 2},
+            }
+        },
+        "autoscaling": {"window": 6, "interval": 0.5, "down_after": 2, "headroom": 1.0},
+    }
+
+    def target() -> int:
+        pools = httpx.get(f"{scaling.url}/cluster", timeout=30).json()["pools"]
+        return int(pools["all"]["target_replicas"])
+
+    def until(replicas: int, *burst: WorkloadRequest) -> None:
+        deadline = time.monotonic() + 90
+        while target() != replicas or len(scaling.replicas("all")) != replicas:
+            assert time.monotonic() < deadline, f"the pool does not get {replicas} replicas"
+            outcomes.extend(scaling.drive(*burst).outcomes)
+
+    outcomes: list[Any] = []
+    with running(config, tmp_path) as scaling:
+        assert target() == 1
+        until(2, *(request(i, 0.0, 100) for i in range(60)))
+        until(1, *(request(i, 0.1 * i, 60) for i in range(10)))
+    assert len(outcomes) >= 70
+    assert all(one.completed for one in outcomes), Counter(str(one.error) for one in outcomes)

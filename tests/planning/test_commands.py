@@ -8,8 +8,8 @@ import pytest
 import typer.main
 
 from tightpack.cli.main import app
+from tightpack.planning.candidate import simulate
 from tightpack.planning.commands import prepare_command, serve_command
-from tightpack.planning.search import simulate
 from tightpack.planning.weight_choices import choices_for
 
 

@@ -17,7 +17,7 @@ def make_plan():
     def make(model, load, deployments):
         found = search(deployments, load, ("continuous",), most_tokens=50_000)
         devices = [load_catalogue()[name] for name in ("l40s", "h100-sxm")]
-        return to_json(Plan(model, load, fits(deployments, load.max_model_len), found, 5.0, devices))
+        return to_json(Plan(model, load, fits(deployments, load.max_model_len), found, devices))
 
     return make
 

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 
 from tightpack.planning.bounds import fewest_replicas, reason_against
-from tightpack.planning.search import capacity, search, simulate
+from tightpack.planning.candidate import capacity, simulate
+from tightpack.planning.search import search
 
 BUDGET = 200_000
 
@@ -99,6 +100,16 @@ def test_the_front_holds_who_is_beaten_by_none(llama8b, new_load, new_deployment
         )
         assert one.on_front == (not beaten)
     assert found.best.on_front
+
+
+def test_capacity_is_of_all_replicas_and_no_less_than_was_promised(llama8b, new_load, new_deployments):
+    load = new_load(rate=150.0, input_len=512)
+    [deployment] = new_deployments(llama8b, ("l40s",), ("bf16",), sizes=(1,))
+    found = search([deployment], load, ("chunked-prefill",), most_tokens=BUDGET)
+    assert found.best.replicas > 1
+    assert found.capacity_rps >= 150.0
+    # With one replica less it was not kept, so that a replica's part is not far above what it carries.
+    assert found.capacity_rps < 150.0 * found.best.replicas / (found.best.replicas - 1) * 1.1
 
 
 def test_max_replicas_is_kept(llama8b, new_load, new_deployments):

@@ -89,13 +89,17 @@ class FakeEngine:
             max_num_seqs=8,
             max_num_batched_tokens=256,
             by_class={"standard": ClassLoad(running)} if running else {},
+            ahead=ClassLoad(running),
             decodes=running,
             decode_context=10 * running,
             free_kv_tokens=1000,
             step_seconds=PRIOR,
             relative_error=0.25,
             num_observed=0,
-            departure_gap_s=0.0,
+            ends_in_steps=[10.0] * running,
+            output_tokens=10.0,
+            longest_output_tokens=20.0,
+            max_wait_s=0.05,
             prompt_room_s=None,
         )
 

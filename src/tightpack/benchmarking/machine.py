@@ -11,7 +11,7 @@ def describe_machine() -> dict[str, str | int | float | None]:
     """CPU model, cores this process may use, memory in GiB (None where unknown), system, Python."""
     return {
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -29,7 +29,8 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     # Fewer than os.cpu_count() in a container or under taskset.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -86,11 +86,13 @@ def plan(
 
 
 def _plan(arguments: dict[str, Any], model: PlannedModel, machines: Machines, load: Load) -> Plan:
+    from tightpack.benchmarking.machine import usable_cores
     from tightpack.cli.plan_input import read_deployments, read_policies
     from tightpack.planning.fits import fits
+    from tightpack.planning.jobs import open_jobs
     from tightpack.planning.nowhere import require_somewhere
     from tightpack.planning.report import Plan
-    from tightpack.planning.search import capacity, search
+    from tightpack.planning.search import search
     from tightpack.planning.weight_choices import WEIGHT_CHOICES
     from tightpack.progress import share_bar
     from tightpack.simulated.catalogue import load_catalogue
@@ -115,17 +117,17 @@ def _plan(arguments: dict[str, Any], model: PlannedModel, machines: Machines, lo
             choices,
             load.max_model_len,
         )
-    with share_bar("planning", hidden=arguments["quiet"]) as advance:
+    with (
+        open_jobs(usable_cores(), load) as jobs,
+        share_bar("planning", hidden=arguments["quiet"]) as advance,
+    ):
         found = search(
             [*deployments, *own],
             load,
             policies,
             max_kl=arguments["max_kl"],
             max_replicas=arguments["max_replicas"],
+            jobs=jobs,
             on_progress=advance,
         )
-        best = found.best
-        if best is not None:
-            advance(1.0, f"capacity of {best.deployment.label}")
-        most = None if best is None else capacity(best, load)
-    return Plan(model, load, fitting, found, most, machines.devices)
+    return Plan(model, load, fitting, found, machines.devices)

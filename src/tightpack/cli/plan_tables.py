@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tightpack.planning.candidate import Candidate
 from tightpack.planning.commands import prepare_command, serve_command
 from tightpack.planning.fits import Fit
 from tightpack.planning.report import Plan
-from tightpack.planning.search import Candidate
 from tightpack.planning.weight_choices import WEIGHT_CHOICES
 
 _RUNNERS_UP = 6
@@ -98,7 +98,7 @@ def _show_best(console: Console, plan: Plan) -> None:
     console.print(
         f"  p99 TTFT {_seconds(best.ttft_p99_s)}, p99 TPOT {_seconds(best.tpot_p99_s)}, "
         f"{best.attainment:.1%} within both; {best.binds} binds first, "
-        f"at {plan.capacity_rps or 0:.3g} requests a second"
+        f"at {plan.found.capacity_rps or 0:.3g} requests a second"
     )
     if deployment.weights.source:
         console.print(f"  KL divergence {deployment.kl:.4f}: {deployment.weights.source}")
@@ -123,14 +123,17 @@ def _show_others(console: Console, plan: Plan) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     table.title = "Candidates that keep the promise" if found.settled else "The nearest"
-    table.add_column("", no_wrap=True)
-    table.add_column("policy", no_wrap=True)
-    for name in ("USD/M out", "TTFT p99", "TPOT p99", "KL"):
+    table.add_column("replicas", justify="right")
+    for name in ("of", "policy"):
+        table.add_column(name, no_wrap=True)
+    for name in ("USD/h", "USD/M out", "TTFT p99", "TPOT p99", "KL"):
         table.add_column(name, justify="right")
     for one in others:
         table.add_row(
-            f"{one.replicas} x {one.deployment.label}{' *' if one.on_front else ''}",
+            str(one.replicas),
+            f"{one.deployment.label}{' *' if one.on_front else ''}",
             one.policy,
+            "–" if one.usd_per_hour is None else f"{one.usd_per_hour:,.2f}",
             "–" if one.usd_per_million is None else f"{one.usd_per_million:.3f}",
             _seconds(one.ttft_p99_s),
             _seconds(one.tpot_p99_s),

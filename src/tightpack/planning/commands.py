@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+from tightpack.planning.candidate import Candidate
 from tightpack.planning.load import Load
 from tightpack.planning.models import PlannedModel
-from tightpack.planning.search import Candidate
 from tightpack.requests.service_class import ServiceClass
 
 

@@ -93,11 +93,6 @@ class Load:
                 break
         return self._workload(dealt[:wanted], share)
 
-    def at_rate(self, rate: float) -> Workload:
-        """The same traffic for a single replica, at another rate."""
-        wanted = min(_MOST_REQUESTS, max(_LEAST_REQUESTS, math.ceil(rate * _SECONDS)))
-        return self._workload(self._shapes(rate, wanted)[:wanted], rate)
-
     def _shapes(self, rate: float, at_least: int) -> list[RequestShape]:
         return [clip(shape, self.max_model_len) for shape in self.traffic.shapes(rate, 0, at_least)]
 

@@ -14,23 +14,23 @@ from typing import Any
 
 from tightpack.benchmarking.report import rounded
 from tightpack.planning.bounds import Pruned
+from tightpack.planning.candidate import Candidate
 from tightpack.planning.commands import prepare_command, serve_command
 from tightpack.planning.fits import Fit
 from tightpack.planning.load import Load
 from tightpack.planning.models import PlannedModel
-from tightpack.planning.search import Candidate, Found
+from tightpack.planning.search import Found
 from tightpack.simulated.hardware import Hardware
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """capacity_rps: of the best, None without one. devices: those of the catalogue that were considered."""
+    """devices: those of the catalogue that were considered."""
 
     model: PlannedModel
     load: Load
     fits: Sequence[Fit]
     found: Found
-    capacity_rps: float | None
     devices: Sequence[Hardware]
 
 
@@ -64,7 +64,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         if best is None
         else {
             **_candidate(best),
-            "capacity_rps": rounded(plan.capacity_rps),
+            "capacity_rps": rounded(found.capacity_rps),
             "serve_command": serve_command(best, model, load),
             "prepare_command": prepare_command(best, model),
         },

@@ -71,6 +71,9 @@ class Policy(Protocol):
     def evicts_nobody(self) -> bool:
         """Whether the next `plan` takes nobody's blocks, if every running request is given one token."""
 
+    def is_behind(self, request: Request) -> bool:
+        """Whether a newcomer that can make its TTFT target would be served before this one."""
+
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError (UnattainableError), or ValueError if it could never run.
 

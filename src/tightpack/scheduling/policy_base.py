@@ -64,6 +64,9 @@ class PolicyBase(ABC):
         # A token takes a block at the most, and who is admitted takes what is left.
         return self._blocks.num_free >= len(self._queues.running)
 
+    def is_behind(self, request: Request) -> bool:
+        return False  # first come, first served
+
     def add(self, request: Request) -> None:
         self._check(request)
         self._intake_closed = False

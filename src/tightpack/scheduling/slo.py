@@ -67,6 +67,10 @@ class SloPolicy(PolicyBase):
     def evicts_nobody(self) -> bool:
         return super().evicts_nobody and not self._queues.waiting  # a deadline may take others' places
 
+    def is_behind(self, request: Request) -> bool:
+        standing = self._standings[request]
+        return standing.tier is Tier.UNTIMED or (standing.waiting and standing.tier > Tier.CHOSEN)
+
     def add(self, request: Request) -> None:
         super().add(request)
         standing = Standing.of(request, next(self._ages))

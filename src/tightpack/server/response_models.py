@@ -142,6 +142,7 @@ class LoadResponse(Answer):
     max_num_seqs: int
     max_num_batched_tokens: int
     by_class: dict[str, ClassLoad]
+    ahead: ClassLoad = Field(description="Whoever is served before a newcomer with a TTFT target.")
     decodes: int
     decode_context: int
     free_kv_tokens: int
@@ -150,7 +151,12 @@ class LoadResponse(Answer):
     )
     relative_error: float
     num_observed: int
-    departure_gap_s: float
+    ends_in_steps: list[float] = Field(
+        description="Of each running request, the output tokens that it is expected to give yet."
+    )
+    output_tokens: float = Field(description="Of a request to come, as expected.")
+    longest_output_tokens: float = Field(description="Of a batch of max_num_seqs requests to come.")
+    max_wait_s: float
     prompt_room_s: float | None
 
 

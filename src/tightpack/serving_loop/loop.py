@@ -83,7 +83,7 @@ class ServingLoop:
         now = self.clock.now()
         self.policy.observe(plan, result.elapsed_s)
         self._count(plan, result, now - result.elapsed_s)
-        num_finished = 0
+        finished = []
         for request, error in self._failed(plan, result):
             self._finish(request, FinishReason.ERROR, error=error)
         computed = tuple(chunk for chunk in plan.chunks if not chunk.request.finished)
@@ -95,14 +95,15 @@ class ServingLoop:
             sampled = result.sampled.get(request.request_id)
             if sampled is not None:
                 self._append(request, sampled)
-                num_finished += request.finished
+                if request.finished:
+                    finished.append(request)
         self.policy.commit(StepPlan(computed, plan.evicted))
         for chunk in plan.chunks:
             if chunk.request.finished:
                 self._free(chunk.request)
         if self._meter is not None:
             self._meter.observe(plan, result.elapsed_s)
-            self._meter.settle(now, num_finished, busy=bool(self.policy.num_running))
+            self._meter.ended(finished)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError, or ValueError for one that could never run."""

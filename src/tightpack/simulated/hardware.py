@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from tightpack.requests.arguments import nearest_hint, strict_keywords
 
@@ -73,6 +73,15 @@ class Hardware:
         if self.usd_per_hour is not None and not self.usd_per_hour >= 0:
             raise ValueError(f"{self.name}: usd_per_hour must be 0 or more, got {self.usd_per_hour}")
         object.__setattr__(self, "rates", MappingProxyType(dict(self.rates)))
+
+    def __reduce__(self) -> tuple[Callable[..., Hardware], tuple[dict[str, Any]]]:
+        """For `pickle`, which knows no mapping proxies: plans simulate in several processes."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _restored, ({**given, "rates": dict(self.rates)},)
+
+
+def _restored(given: dict[str, Any]) -> Hardware:
+    return Hardware(**given)
 
 
 @strict_keywords
