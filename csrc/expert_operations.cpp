@@ -16,11 +16,11 @@ constexpr std::int64_t rows_at_a_time = 256;
 
 }  // namespace
 
-void Route::run_rows(RowRange mine, ThreadTeam::Member&, StepState& state) const {
+void Route::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const std::int64_t count = state.storage.shape(scores).width;
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        const bool finite = state.kernels.experts.choose(state.row(scores, row), count, used, normalized,
-                                                         state.row(out, row));
+        const bool finite = state.kernels.experts.choose(state.row(scores, row, member), count, used, normalized,
+                                                         state.row(out, row, member));
         if (!finite) state.fail(set, row);
     }
 }
@@ -67,7 +67,7 @@ void MixExperts::round_inputs(RowRange copies, const ThreadTeam::Member& member,
         const auto at = static_cast<std::size_t>(copy);
         const std::int32_t token = own.plan.tokens[at];
         const auto width = static_cast<std::int64_t>(norm.size());
-        if (!state.kernels.row.norm(state.row(residual, token), norm.data(), eps, width, normed)) {
+        if (!state.kernels.row.norm(state.row(residual, token, member), norm.data(), eps, width, normed)) {
             state.fail(set, token);
         }
         const ExpertLinear& linear = gate_up[static_cast<std::size_t>(own.plan.experts[at])];
@@ -153,8 +153,8 @@ void MixExperts::add_outputs(RowRange some, const ThreadTeam::Member& member, St
             const std::int32_t copy = plan.copies[static_cast<std::size_t>(at * used + choice)];
             outputs[static_cast<std::size_t>(choice)] = scratch->outputs() + copy * hidden;
         }
-        state.kernels.experts.add_weighted(state.row(routes, token), outputs.data(), used, hidden,
-                                           state.row(residual, token));
+        state.kernels.experts.add_weighted(state.row(routes, token, member), outputs.data(), used, hidden,
+                                           state.row(residual, token, member));
     }
 }
 

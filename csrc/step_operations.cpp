@@ -28,9 +28,9 @@ void RowOperation::run(ThreadTeam::Member& member, StepState& state) const {
     run_rows(makes_rows() && state.single_row() ? RowRange{0, count} : share(count, member), member, state);
 }
 
-void Embed::run_rows(RowRange mine, ThreadTeam::Member&, StepState& state) const {
+void Embed::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        float* out = state.row(residual, row);
+        float* out = state.row(residual, row, member);
         state.kernels.unpack_output(*table, state.token_ids[row], out);
         if (scale != 1) state.kernels.row.scale(scale, table->inputs, out);
     }
@@ -45,7 +45,7 @@ void Norm::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state)
     float* normed = state.own_scratch(member);
     const auto width = static_cast<std::int64_t>(weight.size());
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        if (!state.kernels.row.norm(state.row(residual, row), weight.data(), eps, width, normed)) {
+        if (!state.kernels.row.norm(state.row(residual, row, member), weight.data(), eps, width, normed)) {
             state.fail(set, row);
         }
         state.kernels.quantize_row(normed, rows, row);
@@ -59,7 +59,7 @@ std::vector<Access> Norm::accesses() const {
 void Quantize::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const Rows& rows = state.rows(out, member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        const float* x = state.row(in, row);
+        const float* x = state.row(in, row, member);
         if (!state.kernels.row.is_finite(x, rows.format.width)) state.fail(set, row);
         state.kernels.quantize_row(x, rows, row);
     }
@@ -75,7 +75,7 @@ void Gate::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state)
     const auto gated = activation == Activation::silu ? kernels.silu_gate : kernels.gelu_tanh_gate;
     float* product = state.own_scratch(member);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        const float* gate = state.row(in, row);
+        const float* gate = state.row(in, row, member);
         if (!gated(gate, gate + width, width, product)) state.fail(set, row);
         state.kernels.quantize_row(product, rows, row);
     }
@@ -89,9 +89,9 @@ void NormAdd::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& sta
     float* normed = state.own_scratch(member);
     const auto width = static_cast<std::int64_t>(weight.size());
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        if (!state.kernels.row.norm(state.row(in, row), weight.data(), eps, width, normed))
+        if (!state.kernels.row.norm(state.row(in, row, member), weight.data(), eps, width, normed))
             state.fail(set, row);
-        state.kernels.row.add(normed, width, state.row(residual, row));
+        state.kernels.row.add(normed, width, state.row(residual, row, member));
     }
 }
 
@@ -109,7 +109,7 @@ void Linear::compute(RowRange rows, Panels some, const ThreadTeam::Member& membe
     if (rows.first == rows.last || some.first == some.last) return;
     // The kernel counts columns from output 0 of the weight, whichever part of it is computed.
     const LinearOutput output{
-        .values = (out ? state.storage.fp32(*out) : state.logits) + (first_column - first_output),
+        .values = (out ? state.row(*out, 0, member) : state.logits) + (first_column - first_output),
         .stride = out ? state.storage.shape(*out).width : last_output,
         .accumulate = accumulate,
         .bias = bias.empty() ? nullptr : bias.data(),
@@ -161,15 +161,15 @@ std::vector<Access> Linear::accesses() const {
     return all;
 }
 
-void Store::run_rows(RowRange mine, ThreadTeam::Member&, StepState& state) const {
+void Store::run_rows(RowRange mine, ThreadTeam::Member& member, StepState& state) const {
     const StepState::RowsOf& rows = state.of(set);
     const std::int64_t width = state.storage.shape(in).width;
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
-        if (!state.kernels.row.is_finite(state.row(in, row), width)) state.fail(set, row);
+        if (!state.kernels.row.is_finite(state.row(in, row, member), width)) state.fail(set, row);
     }
     const StoreArguments arguments{
         .groups = rows.groups,
-        .values = state.storage.fp32(in),
+        .values = state.row(in, 0, member),
         .stride = width,
         .num_heads = queries ? num_heads : 0,
         .num_kv_heads = layer ? num_kv_heads : 0,
@@ -191,7 +191,7 @@ std::vector<Access> Store::accesses() const {
 
 void Attend::run(ThreadTeam::Member& member, StepState& state) const {
     attention->run(member, state.of(set).groups, state.storage.bf16(queries), *state.cache, layer,
-                   state.kernels, state.storage.fp32(out));
+                   state.kernels, state.row(out, 0, member));
 }
 
 std::vector<Access> Attend::accesses() const {
@@ -203,7 +203,7 @@ void KeepWantedRows::run(ThreadTeam::Member& member, StepState& state) const {
     const auto bytes = static_cast<std::size_t>(state.storage.shape(out).width) * sizeof(float);
     for (std::int64_t row = mine.first; row < mine.last; ++row) {
         const std::int32_t from = state.wanted.step_rows[static_cast<std::size_t>(row)];
-        std::memcpy(state.row(out, row), state.row(residual, from), bytes);
+        std::memcpy(state.row(out, row, member), state.row(residual, from, member), bytes);
     }
 }
 

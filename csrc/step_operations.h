@@ -46,6 +46,8 @@ struct StepState {
     // One for each row of the step, 1 where something was not finite.
     std::vector<std::uint8_t> failed = {};
     std::vector<AlignedBuffer> scratch = {};  // of each thread: a row as wide as any
+    // Of each thread: where row 0 of the step would lie among the rows of values that are kept to threads.
+    std::vector<std::int64_t> row_0 = {};
 
     const RowsOf& of(RowSet set) const { return set == RowSet::all ? all : wanted; }
     // With a single row, every thread rounds it for itself, which takes less than waiting for another's.
@@ -53,8 +55,10 @@ struct StepState {
     const Rows& rows(int value, const ThreadTeam::Member& member) const {
         return single_row() ? storage.own_row(value, member.index()) : storage.rows(value);
     }
-    float* row(int value, std::int64_t at) const {
-        return storage.fp32(value) + at * storage.shape(value).width;
+    // Row `at` of a value, as the thread has it. Rows lie one after the other, those that are not there too.
+    float* row(int value, std::int64_t at, const ThreadTeam::Member& member) const {
+        const std::int64_t first = storage.of_threads(value) ? row_0[static_cast<std::size_t>(member.index())] : 0;
+        return storage.fp32(value) + (first + at) * storage.shape(value).width;
     }
     float* own_scratch(const ThreadTeam::Member& member) const {
         return scratch[static_cast<std::size_t>(member.index())].as<float>();

@@ -400,6 +400,7 @@ void StepProgram::head(const StepValue& rows, const PackedLinear& weight, float 
     made.softcap = softcap;
     record(std::move(made));
     vocabulary_ = weight.outputs;
+    keep_values_to_threads();
     storage_.lay_out();
     barriers_ = barriers(operations_, storage_, false);
     single_row_barriers_ = barriers(operations_, storage_, true);
@@ -411,6 +412,25 @@ void StepProgram::head(const StepValue& rows, const PackedLinear& weight, float 
     }
     for (int thread = 0; thread < team_->count(); ++thread) {
         state_.scratch.emplace_back(static_cast<std::size_t>(widest) * sizeof(float));
+    }
+}
+
+void StepProgram::keep_values_to_threads() {
+    // Between which operations on all rows together, counted, a value is in use; none where it is in use on
+    // both sides of one.
+    std::map<int, std::optional<int>> between;
+    int passed = 0;
+    for (const auto& operation : operations_) {
+        const bool alone = operation->row_by_row() && operation->set == RowSet::all;
+        if (!alone) ++passed;
+        for (const Access& access : operation->accesses()) {
+            if (access.value < 0 || storage_.shape(access.value).kind != ValueShape::Kind::fp32) continue;
+            const auto [place, is_new] = between.try_emplace(access.value, passed);
+            if (!alone || (!is_new && place->second != passed)) place->second.reset();
+        }
+    }
+    for (const auto& [value, place] : between) {
+        if (place) storage_.keep_to_threads(value);
     }
 }
 

@@ -124,6 +124,7 @@ class StepProgram {
     ExpertLinear expert_linear(const ExpertRuns& runs, std::int64_t inputs, std::int64_t outputs,
                                std::string_view who);
 
+    void keep_values_to_threads();
     void prepare(const Step& step, KVCache& cache);
     void check(const Step& step, const KVCache& cache) const;
     // Whether the operation is one of those that a thread does for a stretch of a step's rows at a time, and

@@ -36,7 +36,7 @@ Chunk chunk_at(std::span<const std::int32_t> chunks, std::size_t index) {
 // next one reads it, and nobody waits for anybody. With fewer, a thread had too few rows for all the weights
 // it reads.
 constexpr std::int64_t rows_a_thread = 64;
-constexpr std::int64_t most_rows_a_stretch = 128;
+constexpr std::int64_t most_rows_a_stretch = 64;
 
 // Rows of a stretch, so that threads have equally many; whole tiles.
 std::int64_t rows_a_stretch(std::int64_t rows, std::int64_t threads) {
@@ -168,7 +168,10 @@ void StepProgram::prepare(const Step& step, KVCache& cache) {
     state_.cache = &cache;
     state_.token_ids = step.token_ids.data();
     state_.failed.assign(rows, 0);
-    storage_.reserve(all.count);
+    const bool stretched = all.count >= rows_a_thread * team_->count();
+    const std::int64_t stretch = rows_a_stretch(all.count, team_->count());
+    storage_.reserve(all.count, stretched ? stretch * team_->count() : all.count);
+    state_.row_0.assign(static_cast<std::size_t>(team_->count()), 0);
     expert_scratch_.reserve(all.count);
     for (std::size_t i = 0; i < operations_.size(); ++i) state_.taken[i].store(0, std::memory_order_relaxed);
 
@@ -225,9 +228,11 @@ void StepProgram::replay(ThreadTeam::Member& member) {
 void StepProgram::replay_stretches(std::size_t first, std::size_t last, ThreadTeam::Member& member,
                                    const std::function<void(std::size_t)>& charge) {
     const std::int64_t rows = state_.all.count, stretch = rows_a_stretch(rows, member.count());
+    std::int64_t& row_0 = state_.row_0[static_cast<std::size_t>(member.index())];
     for (;;) {
         const std::int64_t row = state_.taken[first].fetch_add(1, std::memory_order_relaxed) * stretch;
-        if (row >= rows) return;
+        if (row >= rows) break;
+        row_0 = member.index() * stretch - row;
         for (std::size_t i = first; i < last; ++i) {
             const auto& operation = static_cast<const RowOperation&>(*operations_[i]);
             operation.run_rows({row, std::min(row + stretch, rows)}, member, state_);

@@ -33,7 +33,6 @@ void StepStorage::use(int value, int operation) {
 
 void StepStorage::lay_out() {
     slots_.clear();
-    reserved_rows_ = 0;
     std::vector<Value*> by_first_use;
     for (Value& value : values_) {
         if (value.first_use >= 0) by_first_use.push_back(&value);
@@ -41,10 +40,11 @@ void StepStorage::lay_out() {
     std::ranges::stable_sort(by_first_use, {}, &Value::first_use);
     for (Value* value : by_first_use) {
         const auto free = std::ranges::find_if(slots_, [&](const Slot& slot) {
-            return slot.shape == value->shape && slot.last_use < value->first_use;
+            return slot.shape == value->shape && slot.of_threads == value->of_threads &&
+                   slot.last_use < value->first_use;
         });
         value->slot = static_cast<int>(free - slots_.begin());
-        if (free == slots_.end()) slots_.push_back({.shape = value->shape});
+        if (free == slots_.end()) slots_.push_back({.shape = value->shape, .of_threads = value->of_threads});
         slots_[index(value->slot)].last_use = value->last_use;
     }
     for (Slot& slot : slots_) {
@@ -54,17 +54,18 @@ void StepStorage::lay_out() {
     }
 }
 
-void StepStorage::reserve(std::int64_t rows) {
-    if (rows <= reserved_rows_) return;
-    // A pool that grows with every longer prompt would be made anew for each of them.
-    reserved_rows_ = std::max(rows, reserved_rows_ + reserved_rows_ / 2);
+void StepStorage::reserve(std::int64_t rows, std::int64_t rows_of_threads) {
     for (Slot& slot : slots_) {
+        const std::int64_t needed = slot.of_threads ? rows_of_threads : rows;
+        if (needed <= slot.reserved_rows) continue;
+        // A pool that grows with every longer prompt would be made anew for each of them.
+        slot.reserved_rows = std::max(needed, slot.reserved_rows + slot.reserved_rows / 2);
         if (slot.shape.kind == ValueShape::Kind::rows) {
-            slot.rows = slot.buffer.resize(slot.shape.format, reserved_rows_);
+            slot.rows = slot.buffer.resize(slot.shape.format, slot.reserved_rows);
             continue;
         }
         const std::size_t bytes = slot.shape.kind == ValueShape::Kind::fp32 ? 4 : 2;
-        slot.memory = AlignedBuffer(static_cast<std::size_t>(reserved_rows_ * slot.shape.width) * bytes);
+        slot.memory = AlignedBuffer(static_cast<std::size_t>(slot.reserved_rows * slot.shape.width) * bytes);
     }
 }
 

@@ -34,15 +34,19 @@ class StepStorage {
     const ValueShape& shape(int value) const { return values_[index(value)].shape; }
     // `operation` makes or reads the value.
     void use(int value, int operation);
+    // No thread reads what another made of the value, while they take rows a stretch at a time: then each has a
+    // place of its own for it, which stays in its cache from stretch to stretch.
+    void keep_to_threads(int value) { values_[index(value)].of_threads = true; }
+    bool of_threads(int value) const { return values_[index(value)].of_threads; }
 
-    // Gives every value a slot: those of one shape whose uses do not overlap share one. May be called again
-    // after more was added.
+    // Gives every value a slot: those of one kind and shape whose uses do not overlap share one. May be called
+    // again after more was added.
     void lay_out();
     int slot(int value) const { return values_[index(value)].slot; }
     int num_slots() const { return static_cast<int>(slots_.size()); }
 
-    // What was there is lost where memory grows.
-    void reserve(std::int64_t rows);
+    // What was there is lost where memory grows. rows_of_threads: of values that are kept to threads.
+    void reserve(std::int64_t rows, std::int64_t rows_of_threads);
 
     float* fp32(int value) const { return slots_[index(slot(value))].memory.as<float>(); }
     std::uint16_t* bf16(int value) const { return slots_[index(slot(value))].memory.as<std::uint16_t>(); }
@@ -58,6 +62,7 @@ class StepStorage {
         int first_use = -1;
         int last_use = -1;
         int slot = -1;
+        bool of_threads = false;
     };
     struct OwnRow {
         RowBuffer buffer;
@@ -65,7 +70,9 @@ class StepStorage {
     };
     struct Slot {
         ValueShape shape;
+        bool of_threads = false;
         int last_use = -1;
+        std::int64_t reserved_rows = 0;
         AlignedBuffer memory = {};
         RowBuffer buffer = {};
         Rows rows = {};
@@ -74,7 +81,6 @@ class StepStorage {
     static std::size_t index(int number) { return static_cast<std::size_t>(number); }
 
     const int threads_;
-    std::int64_t reserved_rows_ = 0;
     std::vector<Value> values_;
     std::vector<Slot> slots_;
 };
