@@ -66,17 +66,16 @@ def attainable_in(
     needs = [(other, pace.seconds(other)) for other in sorted(behind, key=by_deadline)]
     everyone = ahead + sum(seconds for _, seconds in needs)
     forecast = Forecast(pace, now, everyone, gap_s)
-    short = 0.0
+    wait = 0.0
     if forecast.finish(ahead, places) > standing.aim:
         num_places = places + sum(other.waiting for other in behind)
-        short = forecast.finish(everyone, num_places) - standing.aim
+        wait = forecast.finish(everyone, num_places) - standing.aim
     work = ahead
     for other, seconds in needs:
         work += seconds
         places += other.waiting
+        done = forecast.finish(work, places)
         # Who would be late as it is has nothing to lose.
-        if forecast.finish(work - own, places - 1) <= other.deadline and other.aim < forecast.finish(
-            work, places
-        ):
-            short = max(short, forecast.finish(work, places) - now)
-    return short
+        if done > other.aim and forecast.finish(work - own, places - 1) <= other.deadline:
+            wait = max(wait, done - now)
+    return wait
