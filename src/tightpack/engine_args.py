@@ -43,7 +43,10 @@ _INTEGERS = (
     "max_queue",
     "num_threads",
     "tensor_parallel_size",
+    "prompt_graph_tokens",
 )
+# The smallest value of an integer, None for any, where it is not 1.
+_LEAST = MappingProxyType({"seed": None, "prompt_graph_tokens": 0})
 
 
 @strict_keywords
@@ -87,7 +90,9 @@ class EngineArgs:
     num_threads: CPU threads; None takes one a physical core.
     tensor_parallel_size: processes that divide the model, each with a GPU of its own, or with a share of the
         CPU's cores; PyTorch's executor only.
-    enforce_eager: record no CUDA graphs of decode steps.
+    enforce_eager: record no CUDA graphs, neither of decode steps nor of pieces of others.
+    prompt_graph_tokens: on CUDA, steps with prompt tokens run in recorded pieces up to this many tokens; 0
+        for none. Large steps gain little: a layer's products last longer than their launches take.
     async_scheduling: plan and launch the next step while the device computes one; PyTorch's executor only.
         None does so on CUDA, with one rank.
     """
@@ -117,6 +122,7 @@ class EngineArgs:
     num_threads: int | None = None
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
+    prompt_graph_tokens: int = 512
     async_scheduling: bool | None = None
 
     def __post_init__(self) -> None:
@@ -150,8 +156,9 @@ class EngineArgs:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
         for name in _INTEGERS:
             value = getattr(self, name)
-            if name != "seed" and value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = _LEAST.get(name, 1)
+            if least is not None and value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.max_wait is not None and self.max_wait < 0:
             raise ValueError(f"max_wait must be 0 seconds or more, got {self.max_wait}")
 

@@ -141,6 +141,7 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
         tensor_parallel_size=size,
         open_checkpoint=partial(_open_again, args),
         static_decode=False if args.enforce_eager else None,
+        prompt_graph_tokens=args.prompt_graph_tokens,
         async_scheduling=args.async_scheduling,
     )
 

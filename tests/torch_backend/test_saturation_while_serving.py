@@ -131,7 +131,7 @@ def test_many_rows_do_not_wait_for_many_steps(llama, make_request, make_executor
 @pytest.fixture
 def graphs(fake_cuda_graphs, monkeypatch):
     """The runner records them, though the device is none of theirs."""
-    monkeypatch.setattr(ModelRunner, "_record", lambda self: self._decode and self._decode.record())
+    monkeypatch.setattr(ModelRunner, "_record", lambda self: self._decode and self._decode.record((0, 1)))
     return fake_cuda_graphs
 
 

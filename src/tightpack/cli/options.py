@@ -56,8 +56,12 @@ TensorParallelOption = Annotated[
         "--tensor-parallel-size", "-tp", help="Processes that divide the model, each with a GPU of its own."
     ),
 ]
-EnforceEagerOption = Annotated[
-    bool, typer.Option("--enforce-eager", help="Record no CUDA graphs of decode steps.")
+EnforceEagerOption = Annotated[bool, typer.Option("--enforce-eager", help="Record no CUDA graphs.")]
+PromptGraphTokensOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="On CUDA, the largest step with prompt tokens that runs in recorded pieces; 0: none."
+    ),
 ]
 AsyncSchedulingOption = Annotated[
     bool | None,
@@ -85,7 +89,7 @@ TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 _OF_THE_ENGINE = (
     *("model", "dtype", "device", "executor", "activation_dtype", "num_threads"),
     *("quantization", "llm_int8_threshold", "kv_cache_dtype", "enable_prefix_caching"),
-    *("tensor_parallel_size", "enforce_eager", "async_scheduling"),
+    *("tensor_parallel_size", "enforce_eager", "prompt_graph_tokens", "async_scheduling"),
 )
 
 

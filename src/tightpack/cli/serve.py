@@ -24,6 +24,7 @@ from tightpack.cli.options import (
     ExecutorOption,
     KVCacheDtypeOption,
     ModelArgument,
+    PromptGraphTokensOption,
     QuantizationOption,
     ServiceClassesOption,
     ServiceClassOption,
@@ -91,6 +92,7 @@ def serve(
     num_threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
     enforce_eager: EnforceEagerOption = False,
+    prompt_graph_tokens: PromptGraphTokensOption = 512,
     async_scheduling: AsyncSchedulingOption = None,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")

@@ -40,9 +40,24 @@ class Attention(Protocol):
         inputs: StepInputs,
         /,
     ) -> Tensor:
+        """`write`, then `mix`."""
+
+    def write(
+        self,
+        cache: KVCache,
+        index: int,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        rotation: Tensor,
+        inputs: StepInputs,
+        /,
+    ) -> None:
         """qkv: [tokens, (num_heads + 2 * num_kv_heads) * head_dim], overwritten; qk_norm: [num_heads +
-        num_kv_heads, head_dim]. Normalizes and rotates queries and keys, writes keys and values to the cache
-        and returns what the queries mix, [tokens, num_heads * head_dim]."""
+        num_kv_heads, head_dim]. Normalizes and rotates queries and keys, and writes keys and values to the
+        cache: row by row, by `positions` and `slots` of the inputs alone."""
+
+    def mix(self, cache: KVCache, index: int, qkv: Tensor, inputs: StepInputs, /) -> Tensor:
+        """What the queries of a written qkv mix, [tokens, num_heads * head_dim]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +78,18 @@ class GatheredAttention:
         rotation: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
+        self.write(cache, index, qkv, qk_norm, rotation, inputs)
+        return self.mix(cache, index, qkv, inputs)
+
+    def write(
+        self,
+        cache: KVCache,
+        index: int,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        rotation: Tensor,
+        inputs: StepInputs,
+    ) -> None:
         spec = self.spec
         rotated = (spec.num_heads + spec.num_kv_heads) * spec.head_dim
         heads = qkv[:, :rotated].view(len(qkv), -1, spec.head_dim)
@@ -70,7 +97,10 @@ class GatheredAttention:
             heads.copy_(rms_norm(heads, qk_norm, spec.norm_eps))
         rotate_(heads, rotation)
         cache.write(index, inputs.slots, qkv[:, spec.num_heads * spec.head_dim :])
-        return attend(spec, cache, index, qkv, inputs.attention[spec.layers[index].window])
+
+    def mix(self, cache: KVCache, index: int, qkv: Tensor, inputs: StepInputs) -> Tensor:
+        window = self.spec.layers[index].window
+        return attend(self.spec, cache, index, qkv, inputs.attention[window])
 
 
 def attend(spec: ModelSpec, cache: KVCache, layer: int, qkv: Tensor, inputs: AttentionInputs) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,12 +70,14 @@ class DecodeStep:
         """The smallest size that holds `count` rows."""
         return next(size for size in self._sizes if size >= count)
 
-    def record(self) -> None:
-        """Record a graph of every size, the largest first, whose memory the others share. CUDA only. Again
-        once layers have changed: graphs read weights where they were."""
+    def forget(self) -> None:
+        """Give up what was recorded."""
         self._graphs.clear()
-        torch.cuda.empty_cache()  # the memory of those before is not given back within a recording
-        pool = torch.cuda.graph_pool_handle()
+
+    def record(self, pool: Any) -> None:
+        """Record a graph of every size in the memory of `pool`, the largest first, whose memory the others
+        share. CUDA only. Again once layers have changed: graphs read weights where they were."""
+        self.forget()
         for size in reversed(self._sizes):
             self._stage((), size)
             buffers = self._buffers(size)

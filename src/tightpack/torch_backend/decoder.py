@@ -59,23 +59,61 @@ class Decoder:
 
     def forward(self, inputs: StepInputs, cache: KVCache, attention: Attention) -> Tensor:
         """Hidden states before the final norm, [tokens, hidden_size]; writes the tokens' keys and values."""
-        spec, eps = self.spec, self.spec.norm_eps
         rotations = attention.rotations(self._rotations, inputs)
-        x = self._embed(inputs.token_ids)
-        if self._embedding_scale != 1:
-            x.mul_(self._embedding_scale)
-        added: Tensor | None = None
-        for index, (layer, weights) in enumerate(zip(spec.layers, self._weights.layers, strict=True)):
-            qkv = self._after_norm(x, added, weights.attention_norm, weights.qkv)
-            added = weights.output(
-                attention(cache, index, qkv, weights.qk_norm, rotations[layer.rotary], inputs)
-            )
-            if weights.attention_post_norm is not None:
-                added = rms_norm(added, weights.attention_post_norm, eps)
-            added = self._after_norm(x, added, weights.mlp_norm, weights.mlp)
-            if weights.mlp_post_norm is not None:
-                added = rms_norm(added, weights.mlp_post_norm, eps)
+        x, added = self.embed(inputs.token_ids), None
+        for index in range(self.spec.num_layers):
+            qkv = self._before_attention(x, added, index)
+            rotation = rotations[self.spec.layers[index].rotary]
+            mixed = attention(cache, index, qkv, self._weights.layers[index].qk_norm, rotation, inputs)
+            added = self._after_attention(x, mixed, index)
         return x if added is None else x.add_(added)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The stream that the first layer begins with, [tokens, hidden_size]."""
+        x = self._embed(token_ids)
+        return x if self._embedding_scale == 1 else x.mul_(self._embedding_scale)
+
+    def stretch(
+        self,
+        index: int,
+        x: Tensor,
+        mixed: Tensor,
+        inputs: StepInputs,
+        cache: KVCache,
+        attention: Attention,
+    ) -> Tensor | None:
+        """`forward` from behind the attention of layer index - 1 up to that of layer `index`; what it does
+        with a row depends on that row alone, so rows may pad.
+
+        x: the stream, changed in place; mixed: what the layer before mixed, not read where index is 0.
+        Returns the queries, keys and values of layer `index`, written to the cache; None behind the last
+        layer, where x is `forward`'s result.
+        """
+        added = self._after_attention(x, mixed, index - 1) if index else None
+        if index == self.spec.num_layers:
+            if added is not None:
+                x.add_(added)
+            return None
+        qkv = self._before_attention(x, added, index)
+        rotary = self.spec.layers[index].rotary
+        rotation = attention.rotations({rotary: self._rotations[rotary]}, inputs)[rotary]
+        attention.write(cache, index, qkv, self._weights.layers[index].qk_norm, rotation, inputs)
+        return qkv
+
+    def _before_attention(self, x: Tensor, added: Tensor | None, index: int) -> Tensor:
+        weights = self._weights.layers[index]
+        return self._after_norm(x, added, weights.attention_norm, weights.qkv)
+
+    def _after_attention(self, x: Tensor, mixed: Tensor, index: int) -> Tensor:
+        """What layer `index` adds to x at its end; x has its attention's part already."""
+        weights, eps = self._weights.layers[index], self.spec.norm_eps
+        added = weights.output(mixed)
+        if weights.attention_post_norm is not None:
+            added = rms_norm(added, weights.attention_post_norm, eps)
+        added = self._after_norm(x, added, weights.mlp_norm, weights.mlp)
+        if weights.mlp_post_norm is not None:
+            added = rms_norm(added, weights.mlp_post_norm, eps)
+        return added
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head on some rows of `forward`'s result: float32 [rows, vocab_size]."""

@@ -81,6 +81,10 @@ class KernelAttention:
         slots = block * self._size + positions % self._size
         return StepInputs(tuple(range(buffers.size)), buffers.token_ids, positions, slots, {}, batch)
 
+    def slots_in(self, block: int) -> Tensor:
+        """As InputBuilder.slots_in: one a token."""
+        return torch.tensor([block * self._size], device=self._device)
+
     def rotations(self, tables: Rotations, inputs: StepInputs) -> Rotations:
         return tables
 
@@ -93,22 +97,36 @@ class KernelAttention:
         rotation: Tensor,
         inputs: StepInputs,
     ) -> Tensor:
+        self.write(cache, index, qkv, qk_norm, rotation, inputs)
+        return self.mix(cache, index, qkv, inputs)
+
+    def write(
+        self,
+        cache: KVCache,
+        index: int,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        rotation: Tensor,
+        inputs: StepInputs,
+    ) -> None:
         spec = self._spec
-        layer = PagedLayer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
         self._rope(
             qkv,
             rotation,
             inputs.positions,
             inputs.slots,
-            layer,
+            _paged(cache, index),
             spec.num_heads,
             self._context,
             qk_norm=qk_norm,
             eps=spec.norm_eps,
         )
+
+    def mix(self, cache: KVCache, index: int, qkv: Tensor, inputs: StepInputs) -> Tensor:
+        spec = self._spec
         mixed: Tensor = self._attend(
             qkv,
-            layer,
+            _paged(cache, index),
             inputs.batch,
             num_heads=spec.num_heads,
             scale=spec.attention_scale,
@@ -117,6 +135,10 @@ class KernelAttention:
             softcap=spec.attention_softcap,
         )
         return mixed
+
+
+def _paged(cache: KVCache, index: int) -> PagedLayer:
+    return PagedLayer(cache.pool(index), *cache.scales(index), cache.token_scales(index))
 
 
 StepInputBuilder = InputBuilder | KernelAttention

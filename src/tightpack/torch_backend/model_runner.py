@@ -17,6 +17,7 @@ from tightpack.torch_backend.decoder import Decoder
 from tightpack.torch_backend.kernel_attention import KernelAttention, StepInputBuilder
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
+from tightpack.torch_backend.prompt_step import PromptStep, token_counts
 from tightpack.torch_backend.rank_group import ALONE, RankGroup
 from tightpack.torch_backend.rounded_kv_cache import STORAGE, make_kv_cache
 from tightpack.torch_backend.saturation_guard import SaturationGuard
@@ -41,6 +42,8 @@ class RunnerOptions:
     num_blocks: KV blocks; None takes what fits once the weights are loaded.
     static_decode: decode from buffers that stay (`decode_step`), recorded as graphs on CUDA; None: where that
         gains something and can be done.
+    prompt_graph_tokens: where decodes run so, the largest step with prompt tokens that runs in recorded pieces
+        (`prompt_step`); 0 for none.
     keeps_tokens: hold what was sampled for pieces that take it (`taken`).
     """
 
@@ -55,6 +58,7 @@ class RunnerOptions:
     num_threads: int | None = None
     gpu_memory_utilization: float = 0.9
     static_decode: bool | None = None
+    prompt_graph_tokens: int = 0
     keeps_tokens: bool = False
 
 
@@ -136,6 +140,7 @@ class ModelRunner:
             self._attention = self._builder = attention
         self._cache: KVCache | None = None
         self._decode: DecodeStep | None = None
+        self._prompt: PromptStep | None = None
         self._hidden: Tensor | None = None
         self._logits: Tensor | None = None
         self._kept: Tensor | None = None
@@ -170,6 +175,7 @@ class ModelRunner:
                     spare_block=num_blocks,
                     device=self.device,
                 )
+                self._prompt = self._make_prompt_step(num_blocks)
             self._record()
             self._guard.reset()
 
@@ -202,7 +208,13 @@ class ModelRunner:
             return Computed(decoded.hidden, tuple(range(len(pieces))))
         with step_range(f"mixed {sum(p.num_tokens for p in pieces)} tokens", self.device):
             inputs = self._with_kept(self._builder.build(pieces))
-            self._hidden = decoder.forward(inputs, cache, self._attention)
+            prompt = self._prompt
+            if prompt is not None and inputs.num_tokens <= prompt.largest:
+                size = prompt.size_for(inputs.num_tokens)
+                self._replayed_rows += size * prompt.recorded(size)
+                self._hidden = prompt(inputs)
+            else:
+                self._hidden = decoder.forward(inputs, cache, self._attention)
         return Computed(self._hidden, inputs.starts)
 
     def logits(self, rows: Sequence[int]) -> Tensor:
@@ -226,7 +238,9 @@ class ModelRunner:
             cache.clear(self._inputs.slots_of(piece))
 
     def close(self) -> None:
-        self._decoder = self._cache = self._decode = self._hidden = self._logits = self._kept = None
+        self._decoder = self._cache = self._decode = self._prompt = self._hidden = self._logits = (
+            self._kept
+        ) = None
         self._guard = SaturationGuard({})
         self._attention = GatheredAttention(self._spec)
         self._builder = self._inputs
@@ -235,8 +249,14 @@ class ModelRunner:
             torch.cuda.empty_cache()
 
     def _record(self) -> None:
-        if self._decode is not None and self.device.type == "cuda":
-            self._decode.record()
+        steps = [step for step in (self._decode, self._prompt) if step is not None]
+        if steps and self.device.type == "cuda":
+            for step in steps:
+                step.forget()
+            torch.cuda.empty_cache()  # the memory of those before is not given back within a recording
+            pool = torch.cuda.graph_pool_handle()
+            for step in steps:
+                step.record(pool)
         if self._context is not None:
             self._context.finish_tuning()
 
@@ -263,6 +283,25 @@ class ModelRunner:
     def _index(self, rows: Sequence[int]) -> Tensor:
         return send(torch.tensor(rows), self.device)
 
+    @property
+    def _prompt_graph_tokens(self) -> int:
+        options = self._options
+        return min(options.prompt_graph_tokens, options.max_num_batched_tokens) if self.records else 0
+
+    def _make_prompt_step(self, spare_block: int) -> PromptStep | None:
+        largest = self._prompt_graph_tokens
+        if largest == 0:
+            return None
+        decoder, cache = self._parts()
+        return PromptStep(
+            decoder,
+            cache,
+            self._attention,
+            sizes=token_counts(largest),
+            spare_slots=self._builder.slots_in(spare_block),
+            dtype=self._options.dtype,
+        )
+
     def _make_cache(self, num_blocks: int) -> None:
         options = self._options
         self._cache = make_kv_cache(
@@ -288,7 +327,10 @@ class ModelRunner:
     def _step_bytes(self) -> int:
         """Beside weights and cache. The largest step has no context yet, which only kernels attend to without
         gathering it."""
-        options, measured = self._options, self._profiled() + _GRAPH_BYTES * self.records
+        options, measured = self._options, self._profiled()
+        # Recorded pieces and the buffers between them hold no more than the same tokens do in a whole step.
+        measured += measured * self._prompt_graph_tokens // options.max_num_batched_tokens
+        measured += _GRAPH_BYTES * self.records
         if self._context is not None:
             return measured
         estimated = estimated_step_bytes(

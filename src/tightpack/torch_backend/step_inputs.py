@@ -181,6 +181,10 @@ class InputBuilder:
             attention[window] = AttentionInputs((group,), ())
         return StepInputs(tuple(range(buffers.size)), buffers.token_ids, positions, slots, attention)
 
+    def slots_in(self, block: int) -> Tensor:
+        """The slots that a token at the first position of `block` writes."""
+        return self._to_device(self._slots(np.asarray([block]), np.asarray([0])))
+
     def slots_of(self, piece: Piece) -> Tensor:
         """The cache slots that the piece writes."""
         positions = np.arange(piece.first_token, piece.first_token + piece.num_tokens)
