@@ -2,17 +2,16 @@
 
 #include <algorithm>
 
+#include "work_pieces.h"
+
 namespace tightpack {
 namespace {
 
 // From so many copies on, a thread that is held up leaves pieces to the others. Below, each has its share of
 // the weights, in one piece.
 constexpr std::int64_t copies_to_share_freely = 64;
-constexpr std::int64_t pieces_a_thread = 8;
 // A panel takes as long with one row as with so many: its weights have to be read.
 constexpr std::int64_t least_rows = 4;
-// Rounded rows of this many copies stay in a core's cache while weights pass.
-constexpr std::int64_t rows_at_a_time = 256;
 
 }  // namespace
 

@@ -3,15 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "work_pieces.h"
+
 namespace tightpack {
 namespace {
 
 // From so many rows on, a thread that is held up leaves the rest to the others. Below, each has its share of
 // the weights, the same every time and in one piece.
 constexpr std::int64_t rows_to_share_freely = 32;
-// Rounded rows of this many tokens, and what becomes of them, stay in a core's cache while weights pass.
-constexpr std::int64_t rows_at_a_time = 256;
-constexpr std::int64_t pieces_a_thread = 8;
 constexpr std::int64_t most_panels_a_piece = 18;
 // Panels that the kernels' tiles are wide.
 constexpr std::int64_t tile_panels = 3;

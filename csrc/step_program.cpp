@@ -14,7 +14,9 @@ namespace {
 }
 
 std::string matrix(const PackedLinear& weight) {
-    return "[" + std::to_string(weight.outputs) + ", " + std::to_string(weight.inputs) + "]";
+    // Appended to: gcc 12 warns of overlapping copies where a literal is put before a temporary (PR 105329).
+    std::string text = "[";
+    return text.append(std::to_string(weight.outputs)).append(", ").append(std::to_string(weight.inputs)) + "]";
 }
 
 StepProgram::Shape checked(const StepProgram::Shape& shape) {
