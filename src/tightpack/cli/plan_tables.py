@@ -121,13 +121,13 @@ def _show_others(console: Console, plan: Plan) -> None:
         others = sorted(found.failed, key=lambda one: -one.attainment)[:_RUNNERS_UP]
     if not others:
         return
-    table = Table(box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title_style="bold", padding=0, pad_edge=False)
     table.title = "Candidates that keep the promise" if found.settled else "The nearest"
-    table.add_column("replicas", justify="right")
-    for name in ("of", "policy"):
+    table.add_column("n", justify="right", no_wrap=True)
+    for name in ("replica", "policy"):
         table.add_column(name, no_wrap=True)
-    for name in ("USD/h", "USD/M out", "TTFT p99", "TPOT p99", "KL"):
-        table.add_column(name, justify="right")
+    for name in ("USD/h", "USD/M\nout", "TTFT\np99", "TPOT\np99", "KL"):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in others:
         table.add_row(
             str(one.replicas),
@@ -141,7 +141,7 @@ def _show_others(console: Console, plan: Plan) -> None:
         )
     console.print(table)
     if found.settled:
-        console.print("* none is better in price, divergence and latency together", style="dim")
+        console.print("n: replicas; * none is better in price, divergence and latency together", style="dim")
 
 
 def _show_left_out(console: Console, plan: Plan) -> None:

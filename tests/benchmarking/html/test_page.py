@@ -180,6 +180,13 @@ def test_timelines_hold_every_step() -> None:
     assert "Latency against rate" not in headings(page)
 
 
+def test_timelines_are_captioned_with_the_rate_they_show() -> None:
+    """That of the best goodput and not the first tried."""
+    runs = [run("continuous", rate, rate) for rate in (1.0, 2.0)]
+    whole = render_page([report(runs=runs)])
+    assert "9 requests, 2.0 a second. Every request that decodes" in whole
+
+
 def test_several_results_are_set_side_by_side() -> None:
     page = Page(render_page([report(), report("int4"), report("int4")]))
     assert "Side by side" in headings(page)

@@ -67,7 +67,8 @@ def line_chart(
     if target is not None:
         y = ys(target[0])
         parts.append(tag("line", x1=_LEFT, x2=width - _RIGHT, y1=y, y2=y, class_="target"))
-        parts.append(label(width - _RIGHT, y - 5, target[1], "end", "note"))
+        # On the left, where the rates are low and few lines come near it.
+        parts.append(label(_LEFT + 4, y - 5, target[1], "start", "note"))
     parts += [_drawn(line, xs, ys) for line in lines]
     return chart(width, height, f"{title} against {x_title}", *parts)
 
@@ -90,4 +91,5 @@ def _drawn(line: Line, xs: Scale, ys: Scale) -> str:
 def _diagonal(xs: Scale, ys: Scale, words: str) -> str:
     end = min(xs.high, ys.high)
     line = tag("line", x1=xs(0), y1=ys(0), x2=xs(end), y2=ys(end), class_="target")
-    return line + label(xs(end) - 6, ys(end) + 12, words, "end", "note")
+    # Above the line's middle: what is served lies below it, and near it at its end.
+    return line + label(xs(end / 2) - 6, ys(end / 2) - 6, words, "end", "note")

@@ -70,11 +70,9 @@ def _header(results: Sequence[Result]) -> str:
 
 def _workload_in_words(result: Result) -> str:
     """That of the runs shown; where several rates were run, with their number."""
-    workloads = result.report.get("workloads", [result.report["workload"]])
-    rate = result.shown[0].get("rate")
-    shown = next((one for one in workloads if one.get("rate") == rate), workloads[0])
-    others = f" (and {len(workloads) - 1} other rates)" if len(workloads) > 1 else ""
-    return f"{shown['description']}{others}"
+    more = len(result.report.get("workloads", [None])) - 1
+    others = f" (and {more} other rate{'s' if more > 1 else ''})" if more else ""
+    return f"{result.shown_workload['description']}{others}"
 
 
 def _tiles(results: Sequence[Result]) -> str:

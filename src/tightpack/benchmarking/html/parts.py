@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 
 from tightpack.benchmarking.html.markup import tag, text
@@ -43,11 +43,23 @@ def tile(what: str, figure: str, unit: str, who: str) -> str:
     )
 
 
-def table(titles: Sequence[str], rows: Sequence[str], *, kind: str = "") -> str:
-    """titles and rows (elements tr) are markup. kind: a class of the style sheet."""
-    head = tag("tr", *(tag("th", title) for title in titles))
+def table(titles: Sequence[str], rows: Sequence[str], *, kind: str = "", words: Collection[int] = ()) -> str:
+    """titles and rows (elements tr) are markup. kind: a class of the style sheet. words: columns that hold no
+    numbers, counted from 0, besides the first."""
+    head = tag(
+        "tr", *(tag("th", title, class_="words" if at in words else None) for at, title in enumerate(titles))
+    )
     whole = tag("table", tag("thead", head), tag("tbody", *rows))
     return tag("div", whole, class_=f"scroll {kind}".rstrip())
+
+
+def row(cells: Sequence[object], *, words: Collection[int] = (), prose: Collection[int] = ()) -> str:
+    """A table's row of plain text. words: as of `table`; prose: those of them that may take several lines."""
+
+    def kind(at: int) -> str | None:
+        return "words prose" if at in prose else "words" if at in words else None
+
+    return tag("tr", *(tag("td", text(cell), class_=kind(at)) for at, cell in enumerate(cells)))
 
 
 def shown(value: float | None, factor: float, decimals: int) -> str:

@@ -36,6 +36,13 @@ class Result:
         """A run a policy: each at its capacity where that was searched, else all at the best rate."""
         return list(self.runs) if "capacity" in self.report else at_best_rate(self.runs)
 
+    @property
+    def shown_workload(self) -> Record:
+        """That of the runs shown; the first where each is of its own rate."""
+        workloads = self.report.get("workloads", [self.report["workload"]])
+        rate = self.shown[0].get("rate") if self.runs else None
+        return next((one for one in workloads if one.get("rate") == rate), workloads[0])
+
 
 def read_reports(paths: Iterable[Path]) -> list[Record]:
     """Raises FileNotFoundError, and ValueError for what is no result of `tightpack bench`."""

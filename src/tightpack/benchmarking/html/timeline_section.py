@@ -21,7 +21,9 @@ def timelines(results: Sequence[Result]) -> str:
     by_step, by_batch = _timelines(results)
     if not by_step and not by_batch:
         return ""
-    scene = _scene(results[0])
+    first_result = results[0]
+    scene = _scene(first_result)
+    workload = first_result.shown_workload if scene is first_result.scenes[0] else scene.workload
     colours = [
         ("prompt tokens alone", "prompt"),
         ("decodes alone", "decode"),
@@ -31,7 +33,7 @@ def timelines(results: Sequence[Result]) -> str:
     names = ", ".join(one.policy for one in by_batch)
     return section(
         "Inside the batch",
-        f"{capitalized(scene.workload['description'])}. Every request that decodes gets one token a step, so"
+        f"{capitalized(workload['description'])}. Every request that decodes gets one token a step, so"
         " a step's time is the gap that its reader sees. A whole prompt in one step makes a step as long as"
         " the prompt (red and wide); chunks make many steps of bounded length (red and low). All runs share"
         " their axes. Point at a step to read it.",

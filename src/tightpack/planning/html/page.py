@@ -8,7 +8,7 @@ from typing import Any
 
 from tightpack.benchmarking.html.bar_chart import Bar, bar_chart
 from tightpack.benchmarking.html.markup import tag, text
-from tightpack.benchmarking.html.parts import legend, page, section, shown, table, targets_in_words, tile
+from tightpack.benchmarking.html.parts import legend, page, row, section, shown, table, targets_in_words, tile
 from tightpack.planning.html.front_chart import Mark, front_chart
 
 Record = Mapping[str, Any]
@@ -175,6 +175,7 @@ def _candidates(plan: Record) -> str:
         *("TTFT p99<br><small>s</small>", "TPOT p99<br><small>ms</small>", "KL<br><small>nats</small>"),
         *("USD/hour", "USD/million<br><small>output tokens</small>", "Binds", "Front"),
     )
+    words = (1, 2, 9, 10)
     rows = []
     for one in plan["candidates"]:
         size = one["tensor_parallel_size"]
@@ -192,13 +193,13 @@ def _candidates(plan: Record) -> str:
             one["binds"] if one["meets_slo"] else f"{one['binds']} missed",
             "yes" if one["on_pareto_front"] else "",
         )
-        rows.append(tag("tr", *(tag("td", text(cell)) for cell in cells)))
+        rows.append(row(cells, words=words))
     if not rows:
         return ""
     return section(
         "Candidates",
         "Cheapest first. On the front: beaten by no other in price, divergence and latency together.",
-        table(titles, rows),
+        table(titles, rows, words=words),
     )
 
 
@@ -207,6 +208,7 @@ def _fits(plan: Record) -> str:
         *("Device", "Precision", "Cache", "Weights<br><small>GB</small>"),
         *("Cache<br><small>KiB a token</small>", "Devices", "Tokens in the cache", "Requests of the context"),
     )
+    words = (1, 2)
     context = plan["load"]["max_model_len"]
     rows = []
     for one in plan["fits"]:
@@ -221,8 +223,9 @@ def _fits(plan: Record) -> str:
             f"{tokens:,}" if tokens else "–",
             f"{tokens // context:,}" if tokens else "–",
         )
-        rows.append(tag("tr", *(tag("td", text(cell)) for cell in cells)))
-    folded = tag("details", tag("summary", f"All {len(rows)} combinations"), table(titles, rows))
+        rows.append(row(cells, words=words))
+    table_of_all = table(titles, rows, words=words)
+    folded = tag("details", tag("summary", f"All {len(rows)} combinations"), table_of_all)
     return section(
         "Will it fit",
         f"The fewest devices of one machine that hold the weights and a request of {context:,} tokens, and"
@@ -239,12 +242,9 @@ def _left_out(plan: Record) -> str:
         size = one["tensor_parallel_size"]
         name = f"{size} x {one['hardware']}" if size > 1 else one["hardware"]
         kv = "" if one["kv_cache_dtype"] == "auto" else f", {one['kv_cache_dtype']}"
-        cells = (name, f"{one['precision']}{kv}", one["binds"])
-        row = [tag("td", text(cell)) for cell in cells]
-        rows.append(
-            tag("tr", *row, tag("td", text(one["reason"]), style="text-align:left;white-space:normal"))
-        )
-    pruned = table(("Replica", "Precision, cache", "Binds", "Why"), rows)
+        cells = (name, f"{one['precision']}{kv}", one["binds"], one["reason"])
+        rows.append(row(cells, words=(1, 2), prose=(3,)))
+    pruned = table(("Replica", "Precision, cache", "Binds", "Why"), rows, words=(1, 2, 3))
     return section(
         "Left out without simulation",
         "No number of these replicas keeps the promise: a request that has the machine to itself misses it.",
@@ -254,13 +254,7 @@ def _left_out(plan: Record) -> str:
 
 def _sources(plan: Record) -> str:
     rows = [
-        tag(
-            "tr",
-            tag("td", text(one["name"])),
-            tag("td", text(shown(one["usd_per_hour"], 1, 3))),
-            tag("td", text(one["price"]), style="text-align:left;white-space:normal"),
-            tag("td", text(one["data_sheet"]), style="text-align:left;white-space:normal"),
-        )
+        row((one["name"], shown(one["usd_per_hour"], 1, 3), one["price"], one["data_sheet"]), prose=(2, 3))
         for one in plan["hardware"]
     ]
     if not rows:
@@ -269,5 +263,5 @@ def _sources(plan: Record) -> str:
         "Where the numbers come from",
         "Step times are a roofline over data sheets, with the shares of their rates that kernels reach;"
         " prices are editable defaults. Both are named here.",
-        table(("Device", "USD/hour", "Price", "Data sheet"), rows),
+        table(("Device", "USD/hour", "Price", "Data sheet"), rows, words=(2, 3)),
     )
