@@ -42,8 +42,8 @@ class RunnerOptions:
     num_blocks: KV blocks; None takes what fits once the weights are loaded.
     static_decode: decode from buffers that stay (`decode_step`), recorded as graphs on CUDA; None: where that
         gains something and can be done.
-    prompt_graph_tokens: where decodes run so, the largest step with prompt tokens that runs in recorded pieces
-        (`prompt_step`); 0 for none.
+    prompt_graph_tokens: where decodes run so, the largest step with prompt tokens that runs in recorded
+        pieces (`prompt_step`); 0 for none.
     keeps_tokens: hold what was sampled for pieces that take it (`taken`).
     """
 

@@ -25,7 +25,7 @@ _WARM_UPS = 2
 
 
 def token_counts(largest: int) -> tuple[int, ...]:
-    """Counts to pad to, up to `largest`, which is one: every 64, from 512 on every 128, from 1024 every 256."""
+    """Counts to pad to, up to and with `largest`: every 64, from 512 every 128, from 1024 every 256."""
     counts = [*range(64, 513, 64), *range(640, 1025, 128), *range(1280, largest + 1, 256)]
     return tuple(sorted({count for count in counts if count < largest} | {largest}))
 
@@ -78,8 +78,10 @@ class PromptStep:
         self._graphs.clear()
 
     def record(self, pool: Any) -> None:
-        """Record every stretch at every size, the largest first, in the memory of `pool`. CUDA only. Again once
-        layers have changed. Rows are all padding meanwhile, so that only the spare block is written."""
+        """Record every stretch at every size, the largest first, in the memory of `pool`. CUDA only.
+
+        Again once layers have changed. All rows pad meanwhile, so that only the spare block is written.
+        """
         self.forget()
         self._token_ids.zero_()
         self._positions.zero_()
