@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +21,12 @@ from tightpack.calibration.config import QuantizationConfig, QuantizationRecipe,
 from tightpack.calibration.estimate import Estimate, estimate, peak_memory
 from tightpack.calibration.kv_scales import kv_scale
 from tightpack.calibration.layer_walk import Walk
+from tightpack.calibration.mix import Mix
 from tightpack.calibration.products import has_fast_bfloat16
 from tightpack.calibration.report import LinearReport, QuantizationReport
 from tightpack.calibration.resume import LayerResult, Progress, fingerprint, saved_layers
 from tightpack.calibration.run import LayerRun
-from tightpack.calibration.sensitivity import assign_schemes
+from tightpack.calibration.sensitivity import measure as measure_sensitivity
 from tightpack.calibration.site_quantizer import wants_hessian
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.checkpoints.model_files import refuse_occupied
@@ -47,11 +49,14 @@ class QualityError(ValueError):
 
 
 class Observer(Protocol):
-    """Told how a run goes. Calls come in this order, `layer` once a layer."""
+    """Told how a run goes: `planned` once, `sensitivity` after each layer where precisions are mixed, `layer`
+    after each. `phase` names what begins; layers may come again, with another mix."""
 
     def phase(self, what: str) -> None: ...
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
+
+    def sensitivity(self, index: int, count: int) -> None: ...
 
     def layer(self, index: int, count: int, result: LayerResult) -> None: ...
 
@@ -60,6 +65,8 @@ class _Silent:
     def phase(self, what: str) -> None: ...
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
+
+    def sensitivity(self, index: int, count: int) -> None: ...
 
     def layer(self, index: int, count: int, result: LayerResult) -> None: ...
 
@@ -87,7 +94,7 @@ def quantize(
     `output` is whole once it exists. Until then progress is in `output`.partial. Raises ValueError for what
     cannot run, and QualityError, with the worst layers, where the result is not finite or its KL divergence
     above `max_kl`; nothing is written then but the progress, so that a resumed run with another max_kl can
-    save."""
+    save. Where a mix of precisions aims at `max_kl`, finer ones are tried first, up to four in all."""
     if config is not None and options:
         raise TypeError(f"give config or its fields, not both: {', '.join(options)}")
     config = config or QuantizationConfig(**options)
@@ -116,28 +123,41 @@ def quantize(
     identity = fingerprint(checkpoint, recipe, texts.calibration)
     progress.resume(identity) if resume else progress.begin(identity)
     walk = Walk(checkpoint, config.sequence_length, dtype, device)
+    written = progress.directory / "checkpoint"
     started = time.perf_counter()
+    mix = None
+    if recipe.config.mixed:
+        with _discarding(progress):
+            mix = _mix(walk, recipe, texts.calibration, progress, observer)
+    seconds |= {"quantize": time.perf_counter() - started, "evaluate": 0.0}
     try:
-        if recipe.config.mixed:
-            recipe = _mixed(walk, recipe, texts.calibration, progress, observer)
-        _run_layers(walk, recipe, texts.calibration, progress, observer)
-    except ValueError:
-        progress.discard()  # what the model or its text made impossible stays so
-        raise
-    seconds["quantize"] = time.perf_counter() - started
-    try:
-        observer.phase("writing")
-        written = progress.directory / "checkpoint"
-        shutil.rmtree(written, ignore_errors=True)
-        linears = _write(checkpoint, recipe, progress, written)
-        observer.phase("measuring quality on held-out text")
-        quality = _quality(checkpoint, written, texts.held_out, device)
-        seconds["evaluate"] = quality.seconds
-        _refuse_poor(quality, linears, recipe.config, progress.directory)
+        while True:
+            if mix is not None:
+                recipe = replace(recipe, schemes={**recipe.schemes, **mix.schemes})
+            started = time.perf_counter()
+            with _discarding(progress):
+                _run_layers(walk, recipe, texts.calibration, progress, observer)
+            seconds["quantize"] += time.perf_counter() - started
+            observer.phase("writing")
+            shutil.rmtree(written, ignore_errors=True)
+            linears = _write(checkpoint, recipe, progress, written)
+            observer.phase("measuring quality on held-out text")
+            quality = _quality(checkpoint, written, texts.held_out, device)
+            seconds["evaluate"] += quality.seconds
+            finer = _finer(mix, quality, recipe.config)
+            if mix is None or finer is None:
+                break
+            observer.phase(
+                f"KL divergence {quality.kl:.4f} is above {config.max_kl:g} with {mix.bits_per_weight:.2f} "
+                f"bits a weight: again with {finer.bits_per_weight:.2f}"
+            )
+            mix = finer
+            progress.begin_again(mix.as_json())
+        _refuse_poor(quality, linears, recipe.config, progress.directory, mix)
         observer.phase("generating a few tokens")
         smoke = _smoke_test(written, str(config.device))
     except QualityError:
-        shutil.rmtree(progress.directory / "checkpoint", ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
         raise
     parameters = sum(linear.parameters for linear in linears)
     report = QuantizationReport(
@@ -165,21 +185,47 @@ def quantize(
     return report
 
 
-def _mixed(
+@contextmanager
+def _discarding(progress: Progress) -> Iterator[None]:
+    """What the model or its text made impossible stays so: no progress is kept of it."""
+    try:
+        yield
+    except ValueError:
+        progress.discard()
+        raise
+
+
+def _mix(
     walk: Walk,
     recipe: QuantizationRecipe,
     sequences: NDArray[np.int64] | None,
     progress: Progress,
     observer: Observer,
-) -> QuantizationRecipe:
-    """The recipe with a precision for each site, measured once a run."""
-    schemes = progress.load_schemes()
-    if schemes is None:
-        assert sequences is not None
-        observer.phase("measuring each layer's sensitivity")
-        schemes = assign_schemes(walk, recipe, sequences)
-        progress.save_schemes(schemes)
-    return replace(recipe, schemes=schemes)
+) -> Mix:
+    """A precision for each site; sensitivities are measured once a run."""
+    stored = progress.load_mix()
+    if stored is not None:
+        return Mix.from_json(stored)
+    assert sequences is not None
+    count = walk.spec.num_layers
+    measured = measure_sensitivity(walk, recipe, sequences, lambda index: observer.sensitivity(index, count))
+    config = recipe.config
+    if config.target_bits is not None:
+        mix = Mix.within_bits(measured, config.target_bits)
+    else:
+        assert config.max_kl is not None
+        mix = Mix.within_divergence(measured, config.max_kl)
+    progress.save_mix(mix.as_json())
+    return mix
+
+
+def _finer(mix: Mix | None, quality: Quality, config: QuantizationConfig) -> Mix | None:
+    """What to try where a mix that aims at max_kl misses it."""
+    if mix is None or config.target_bits is not None or config.max_kl is None:
+        return None
+    if quality.kl is None or not quality.is_finite or quality.kl <= config.max_kl:
+        return None
+    return mix.tightened(quality.kl, config.max_kl)
 
 
 def _run_layers(
@@ -269,7 +315,11 @@ def _quality(
 
 
 def _refuse_poor(
-    quality: Quality, linears: list[LinearReport], config: QuantizationConfig, progress: Path
+    quality: Quality,
+    linears: list[LinearReport],
+    config: QuantizationConfig,
+    progress: Path,
+    mix: Mix | None,
 ) -> None:
     assert quality.kl is not None
     worst = sorted(linears, key=lambda linear: -linear.relative_error)[:5]
@@ -281,8 +331,11 @@ def _refuse_poor(
     max_kl = config.max_kl
     if max_kl is not None and quality.kl > max_kl:
         advice = "Leave these in 16 bits with --ignore, take a smaller group or more bits"
-        if config.mixed and config.target_bits is None:
-            advice = "The mix was expected to keep it: start afresh with a lower --max-kl"
+        if mix is not None and config.target_bits is None:
+            advice = (
+                f"{mix.tries} mixes were tried, the last of {mix.bits_per_weight:.2f} bits a weight: start "
+                "afresh with more calibration text (--samples) or with --target-bits"
+            )
         raise QualityError(
             f"KL divergence {quality.kl:.4f} is above max_kl={max_kl:g}; nothing was saved. Largest relative "
             f"errors: {named}. {advice}, or --resume with a higher --max-kl (progress is in {progress})"

@@ -166,6 +166,8 @@ class StopAfter:
         assert expected.memory_bytes > 0
         assert expected.seconds > 0
 
+    def sensitivity(self, index: int, count: int) -> None: ...
+
     def layer(self, index: int, count: int, result: LayerResult) -> None:
         if index + 1 == self.layers:
             raise KeyboardInterrupt
@@ -227,6 +229,39 @@ def test_max_kl_is_what_a_mix_aims_at(model: str, tiny_text: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="max_kl=1e-12 is too little"):
         quantize(model, tmp_path / "none", max_kl=1e-12, **arguments)
     assert not (tmp_path / "none.partial").exists()
+
+
+class StopInSecondMix(StopAfter):
+    """Interrupts after that layer of the second pass over the layers; keeps what was said."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers)
+        self.said: list[str] = []
+
+    def phase(self, what: str) -> None:
+        self.said.append(what)
+
+    def layer(self, index: int, count: int, result: LayerResult) -> None:
+        if any("again with" in what for what in self.said):
+            super().layer(index, count, result)
+
+
+def test_a_mix_that_misses_max_kl_is_made_finer(
+    model: str, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted on the way, it ends in the same bytes."""
+    arguments: dict[str, Any] = {"calibration": tiny_text, "method": "rtn", **SMALL, "samples": 20}
+    aim = 0.3 * quantize(model, tmp_path / "uniform", **arguments).quality["kl"]
+    monkeypatch.setattr("tightpack.calibration.mix._MARGIN", 2.0)  # expects too much of the first
+    watched = StopInSecondMix(0)
+    whole = quantize(model, tmp_path / "whole", max_kl=aim, observer=watched, **arguments)
+    assert any(what.startswith("KL divergence") for what in watched.said)
+    assert whole.quality["kl"] <= aim
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, tmp_path / "cut", max_kl=aim, observer=StopInSecondMix(2), **arguments)
+    quantize(model, tmp_path / "cut", max_kl=aim, resume=True, **arguments)
+    weights = [contents(tmp_path / name)["model.safetensors"] for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
 
 
 def test_nan_weights(model: str, tiny_text: Path, tmp_path: Path) -> None:

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.calibration.config import QuantizationRecipe, config_as_json
-from tightpack.calibration.sites import SiteScheme
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import ActivationFormat, DenseWeight, Fp8Weight, IntWeight, QuantizedLinear
 
 # Changing these changes no byte of the linears: a run may be resumed with others. (Where max_kl is what a mix
-# of precisions aims at, the mix that was found is kept, in schemes.json.)
+# of precisions aims at, the mix that was found is kept, in mix.json.)
 _FREE_FIELDS = ("max_kl", "layout", "evaluation_samples")
 
 
@@ -110,16 +109,19 @@ class Progress:
                 raw = np.fromfile(file, dtype=np.uint8, count=tensor.nbytes)
                 tensor.copy_(torch.from_numpy(raw).view(tensor.dtype).view(tensor.shape))
 
-    def save_schemes(self, schemes: Mapping[tuple[int, str], SiteScheme]) -> None:
-        """Those that mixed precision assigned, so that they are measured once."""
-        entries = [[layer, site, asdict(scheme)] for (layer, site), scheme in schemes.items()]
-        _replace(self.directory / "schemes.json", json.dumps(entries).encode())
+    def save_mix(self, mix: str) -> None:
+        """The precisions that were chosen and what they were chosen from, so that it is measured once."""
+        _replace(self.directory / "mix.json", mix.encode())
 
-    def load_schemes(self) -> dict[tuple[int, str], SiteScheme] | None:
-        path = self.directory / "schemes.json"
-        if not path.is_file():
-            return None
-        return {(layer, site): SiteScheme(**fields) for layer, site, fields in json.loads(path.read_text())}
+    def load_mix(self) -> str | None:
+        path = self.directory / "mix.json"
+        return path.read_text() if path.is_file() else None
+
+    def begin_again(self, mix: str) -> None:
+        """All layers are to be done again, with another mix. Cut off in between, they are done again with the
+        one before, which leads here again."""
+        (self.directory / "state.json").unlink()
+        self.save_mix(mix)
 
     def discard(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)

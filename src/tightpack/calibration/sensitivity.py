@@ -1,4 +1,4 @@
-"""Mixed precision: how much each site's rounding costs at the model's output, and what to spend bytes on.
+"""Mixed precision: how much each site's rounding costs at the model's output.
 
 One walk over the layers does it, so that weights are read once: beside the original's hidden states go those
 of one variant for each site passed, in which that site alone is rounded. At the end each variant's KL
@@ -8,7 +8,7 @@ order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ from tightpack.calibration.config import QuantizationRecipe
 from tightpack.calibration.hessian import output_errors
 from tightpack.calibration.layer_linears import linear_of, original_linears, stored_bias
 from tightpack.calibration.layer_walk import Apply, DecoderLayer, Walk
-from tightpack.calibration.mixed_precision import Option, assign_precisions, smallest_assignment
 from tightpack.calibration.sites import DENSE, SITES, Site, SiteScheme
 from tightpack.calibration.statistics import InputStatistics
 from tightpack.schemes.quantized import DenseWeight, IntWeight, QuantizedLinear
@@ -35,8 +34,6 @@ Unit = tuple[int, str]
 _TOKENS = 1024
 _LENGTH = 256
 _GROUP_SIZES = (128, 64, 32)
-# Of max_kl, what a mix is expected to reach: the text that it is then held to is another.
-_MARGIN = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +43,6 @@ class Candidate:
     scheme: SiteScheme
     num_bytes: int
     error: float
-
-
-def assign_schemes(
-    walk: Walk,
-    recipe: QuantizationRecipe,
-    sequences: NDArray[np.int64],
-    passed: Callable[[int], None] = lambda layer: None,
-) -> dict[Unit, SiteScheme]:
-    """The recipe's schemes with each quantized site's replaced by one of `candidates`: within
-    config.target_bits a weight those of the least sum of expected divergences, or without it the smallest
-    whose sum is within seven tenths of config.max_kl.
-
-    sequences: int64 [samples, length], of which a few are used. passed: told each layer's number.
-    Raises ValueError where target_bits is below what the smallest schemes take.
-    """
-    config, measured = recipe.config, measure(walk, recipe, sequences, passed)
-    options = [[Option(c.num_bytes, c.error) for c in found] for found in measured.values()]
-    if config.target_bits is None:
-        assert config.max_kl is not None
-        chosen = smallest_assignment(options, _MARGIN * config.max_kl)
-        if all(found[index].scheme == DENSE for found, index in zip(measured.values(), chosen, strict=True)):
-            raise ValueError(
-                f"max_kl={config.max_kl:g} is too little: no linear can be quantized and keep within it"
-            )
-    else:
-        chosen = _within_bits(walk, recipe, options, config.target_bits)
-    picked = zip(measured.items(), chosen, strict=True)
-    return {**recipe.schemes, **{unit: found[index].scheme for (unit, found), index in picked}}
-
-
-def _within_bits(
-    walk: Walk, recipe: QuantizationRecipe, options: Sequence[Sequence[Option]], target_bits: float
-) -> list[int]:
-    shapes = walk.spec.tensor_shapes()
-    weights = sum(
-        int(np.prod(shapes[f"{name}.weight"])) for layer, site in _units(recipe) for name in site.names(layer)
-    )
-    try:
-        return assign_precisions(options, int(target_bits * weights / 8))
-    except ValueError as error:
-        smallest = sum(min(option.bytes for option in found) for found in options)
-        raise ValueError(
-            f"target_bits={target_bits:g} is too few: the smallest schemes take "
-            f"{8 * smallest / weights:.3f} bits a weight"
-        ) from error
 
 
 def candidates(recipe: QuantizationRecipe, width: int) -> list[SiteScheme]:
@@ -108,7 +60,10 @@ def measure(
     sequences: NDArray[np.int64],
     passed: Callable[[int], None] = lambda layer: None,
 ) -> dict[Unit, list[Candidate]]:
-    """Candidates of each quantized site, in the order of the layers."""
+    """Candidates of each quantized site, in the order of the layers.
+
+    sequences: int64 [samples, length], of which a few are used. passed: told each layer's number.
+    """
     # Divergences of 1e-4 are told apart here: on a CPU not in bfloat16, whose own noise is larger.
     dtype = torch.float32 if walk.device.type == "cpu" else walk.dtype
     short = Walk(walk.checkpoint, _length(sequences), dtype, walk.device)

@@ -60,6 +60,7 @@ class QuantizationBars:
 
     def phase(self, what: str) -> None:
         self._end_phase()
+        self._task, self._started = None, time.monotonic()
         self._progress.start()  # not before there is something to show: what is refused at once shows nothing
         self._phase = self._progress.add_task(what, total=None, note="")
 
@@ -73,6 +74,17 @@ class QuantizationBars:
         )
         self._started = time.monotonic()
         self.began = True
+
+    def sensitivity(self, index: int, count: int) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("each layer's sensitivity", total=count, note="")
+        # A layer is passed once for each site before it that was rounded alone: the last ones take longest.
+        share = (index + 1) * (index + 2) / (count * (count + 1))
+        left = (time.monotonic() - self._started) * (1 / share - 1)
+        self._progress.update(self._task, completed=index + 1, note=f"{_duration(left)} left" if left else "")
+        if index + 1 == count:
+            self._task, self._started = None, time.monotonic()
 
     def layer(self, index: int, count: int, result: LayerResult) -> None:
         if self._task is None:
