@@ -1,8 +1,10 @@
-"""What a run is said to take: of a mixture every expert in memory, and in time those that a token takes."""
+"""What a run is said to take: of a mixture every expert in memory, and in time those that a token takes; what
+no text makes longer; sensitivities."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ def mixture(count: int, taken: int) -> ModelSpec:
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_operations_per_second", lambda *_: 1e9)
+    monkeypatch.setattr(module, "_passes_per_second", lambda *_: 1e30)
 
 
 def of(spec: ModelSpec) -> Estimate:
@@ -59,3 +62,29 @@ def test_memory_and_disk_hold_every_expert() -> None:
     routers = 64 * 512
     assert many.memory_bytes - few.memory_bytes == 16 * (added + routers)
     assert many.disk_bytes - few.disk_bytes == 3 * 2 * (added + routers)
+
+
+def seconds(**config: Any) -> float:
+    recipe = resolve(QuantizationConfig(group_size=64, sequence_length=256, **config), DENSE)
+    return estimate(DENSE, recipe, 1, torch.float32, torch.device("cpu")).seconds
+
+
+def test_methods_that_solve_take_their_time_at_any_length_of_text() -> None:
+    rounded, searched, solved, both = (
+        seconds(method=method, bits=4, samples=1) for method in ("rtn", "gptq", "awq", "awq-gptq")
+    )
+    assert rounded < searched < solved < both
+    longer = [seconds(method=method, bits=4, samples=2) for method in ("awq", "awq-gptq")]
+    assert longer[1] - longer[0] == pytest.approx(both - solved)
+
+
+def test_a_mix_adds_what_its_sensitivities_take() -> None:
+    """Four variants a layer go through what is left of the model, with 1,024 tokens at the most."""
+
+    def added(samples: int) -> float:
+        mixed = seconds(method="gptq", samples=samples, mixed=True, max_kl=0.1)
+        return mixed - seconds(method="gptq", samples=samples)
+
+    weights = 4 * (4 * 512**2 + 3 * 512 * 1024)
+    assert added(4) - added(2) == pytest.approx(2 * 512 * 16 * (weights / 2 + 1000 * 512) / 1e9)
+    assert added(8) == pytest.approx(added(4))

@@ -10,10 +10,13 @@ import torch
 
 from tightpack.architectures.model_spec import ModelSpec
 from tightpack.calibration.config import QuantizationRecipe
+from tightpack.calibration.effort import forward, judging, sensitivity, solving
 from tightpack.calibration.site_quantizer import wants_hessian
 
-# Work beside the products that are counted: attention, statistics, the search for scales and ranges.
+# Work beside the products of the forward passes that are counted: attention, statistics, copies.
 _OVERHEAD = 1.6
+# Writing, reading back, loading the engine and a few tokens of it, whatever the model.
+_ROUND_OFF_S = 3.0
 # What Python, PyTorch and its libraries hold before any tensor.
 _BASE_BYTES = 400 * 2**20
 
@@ -34,12 +37,11 @@ def estimate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Estimate:
-    """Good to a factor of about two: the machine's speed is measured on one product of a tenth of a
-    second."""
+    """Good to a factor of about two: the machine's speed is measured in a tenth of a second, on a product and
+    on sums."""
     config = recipe.config
     layers = _parameters_of_layers(spec)
     largest, every = max(layers), sum(layers)
-    met = every - spec.num_idle_parameters  # by a token
     wide = max(spec.intermediate_size, spec.num_heads * spec.head_dim)
     tokens = config.samples * config.sequence_length if recipe.needs_text else 0
     beside = recipe.corrected_samples * config.sequence_length
@@ -50,13 +52,24 @@ def estimate(
     activations = (tokens + beside) * (spec.hidden_size + wide) * dtype.itemsize
     states = 2 * judged * spec.hidden_size * dtype.itemsize
     memory = _BASE_BYTES + max(activations + 4 * 4 * largest + hessians, states + 2 * head + logits)
-    operations = 2.0 * (tokens + beside) * met
-    if hessians:
-        squares = 2 * spec.hidden_size**2 + (spec.num_heads * spec.head_dim) ** 2 + spec.intermediate_size**2
-        operations += (tokens + 2.0 * beside) * squares * spec.num_layers
-    operations += 2 * 2.0 * judged * (met + spec.vocab_size * spec.hidden_size)
     disk = (tokens + beside) * spec.hidden_size * dtype.itemsize * 2 + 2 * every
-    return Estimate(int(memory), int(disk), _OVERHEAD * operations / _operations_per_second(dtype, device))
+    seconds = _ROUND_OFF_S + _seconds(spec, recipe, evaluation_samples, dtype, device)
+    return Estimate(int(memory), int(disk), seconds)
+
+
+def _seconds(
+    spec: ModelSpec,
+    recipe: QuantizationRecipe,
+    evaluation_samples: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> float:
+    exact = _operations_per_second(torch.float32, device)
+    fast = exact if dtype == torch.float32 else _operations_per_second(dtype, device)
+    alone = solving(spec, recipe) + sensitivity(spec, recipe)
+    walked = forward(spec, recipe).operations / fast
+    walked += judging(spec, evaluation_samples, recipe.config.sequence_length).operations / exact
+    return _OVERHEAD * walked + alone.operations / exact + alone.passes / _passes_per_second(device)
 
 
 def _parameters_of_layers(spec: ModelSpec) -> list[int]:
@@ -77,6 +90,19 @@ def _operations_per_second(dtype: torch.dtype, device: torch.device) -> float:
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - started)
     return 2.0 * size**3 / best
+
+
+def _passes_per_second(device: torch.device) -> float:
+    """Elements read and written a second, of a matrix that the caches hold."""
+    a = torch.ones(1024, 512, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        for _ in range(8):
+            a.mul_(1.0)
+        a[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 8 * a.numel() / best
 
 
 def peak_memory() -> int | None:

@@ -31,7 +31,7 @@ from tightpack.torch_backend.norm import rms_norm
 Unit = tuple[int, str]
 
 # Tokens that the variants are compared on. Each variant's hidden states of them are held.
-_TOKENS = 1024
+VARIANT_TOKENS = 1024
 _LENGTH = 256
 _GROUP_SIZES = (128, 64, 32)
 
@@ -67,7 +67,7 @@ def measure(
     # Divergences of 1e-4 are told apart here: on a CPU not in bfloat16, whose own noise is larger.
     dtype = torch.float32 if walk.device.type == "cpu" else walk.dtype
     short = Walk(walk.checkpoint, _length(sequences), dtype, walk.device)
-    count = min(len(sequences), max(1, _TOKENS // _length(sequences)))
+    count = min(len(sequences), max(1, VARIANT_TOKENS // _length(sequences)))
     rows = np.linspace(0, len(sequences) - 1, count).astype(int)
     x = short.embed(sequences[rows, : _length(sequences)])
     units = _units(recipe)
