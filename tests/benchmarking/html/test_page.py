@@ -318,3 +318,22 @@ def test_timelines_of_whole_batches_are_folded_up() -> None:
     folded = [words for words in page.texts["summary"] if words.startswith("The same of")]
     assert folded == ["The same of static"]
     assert len(page.having("timeline")) == len(POLICIES)
+
+
+def test_tiles_name_all_who_share_the_best_figure() -> None:
+    def named(speeds: tuple[float, ...]) -> list[str]:
+        policies = ("continuous", "dynamic", "chunked-prefill", "slo")[: len(speeds)]
+        runs = [run(policy, 1.0, speed) for policy, speed in zip(policies, speeds, strict=True)]
+        return re.findall(r'class="who">([^<]*)<', render_page([report(rates=(1.0,), runs=runs)]))
+
+    assert named((1.0, 2.0))[0] == "dynamic"
+    assert named((1.0, 2.0, 2.0001))[0] == "dynamic and chunked-prefill"
+    assert named((1.0, 2.0, 2.0, 2.0))[0] == "dynamic and 2 others"
+    assert named((2.0, 2.0, 2.0, 2.0))[0] == "all of them"
+
+
+def test_a_simulated_device_is_named_once() -> None:
+    simulated = report("fp8 on h100-sxm", executor={"device": "h100-sxm", "dtype": "fp8"})
+    [lead] = [words for words in Page(render_page([simulated])).texts["p"] if "9 requests" in words][:1]
+    assert lead.startswith("fp8 on h100-sxm. 9 requests")
+    assert "bfloat16 on a CPU. 9 requests" in render_page([report()])

@@ -5,7 +5,7 @@ Everything is inside the file: style, script and drawings; it asks the network f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tightpack.benchmarking.html import parts, sections
@@ -23,6 +23,8 @@ _TERMS = {
     "ITL": "inter-token latency: each gap between two tokens, those of all requests together.",
     "Goodput": "requests a second that met every target of their service class.",
 }
+# Of those whose figures read the same; more are counted.
+_NAMED = 2
 
 
 def write_page(path: Path, reports: Sequence[Record]) -> None:
@@ -64,7 +66,8 @@ def _header(results: Sequence[Result]) -> str:
     machine = report.get("machine", {})
     where = report["executor"].get("device", "")
     device = machine.get("cpu", where) if where in ("cpu", "") else where
-    lead = f"{labels} on {device}. {sections.capitalized(_workload_in_words(results[0]))}."
+    on_device = "" if device in labels else f" on {device}"  # a simulated one is part of the label
+    lead = f"{labels}{on_device}. {sections.capitalized(_workload_in_words(results[0]))}."
     return tag("header", tag("h1", text(report["model"])), tag("p", text(lead), class_="lead"))
 
 
@@ -76,46 +79,66 @@ def _workload_in_words(result: Result) -> str:
 
 
 def _tiles(results: Sequence[Result]) -> str:
-    shown = [(result, run) for result in results for run in result.shown]
+    def goodput(run: Record) -> float | None:
+        return mean(run, "goodput_requests_per_s")
 
-    def who(result: Result, run: Record) -> str:
-        return str(run["policy"]) if len(results) == 1 else f"{run['policy']}, {result.label}"
+    def output(run: Record) -> float | None:
+        return mean(run, "output_tokens_per_s")
 
-    def value(one: tuple[Result, Record], metric: str, missing: float) -> float:
-        found = mean(one[1], metric)
-        return missing if found is None else found
+    def first_token(run: Record) -> float | None:
+        return mean(run, "ttft_s.p99")
 
-    best = max(shown, key=lambda one: value(one, "goodput_requests_per_s", 0.0))
-    fastest = max(shown, key=lambda one: value(one, "output_tokens_per_s", 0.0))
-    first = min(shown, key=lambda one: value(one, "ttft_s.p99", float("inf")))
-    goodput, output = value(best, "goodput_requests_per_s", 0.0), value(fastest, "output_tokens_per_s", 0.0)
-    tiles = [
-        *_capacity_tile(results),
-        parts.tile("Most requests in time", f"{goodput:.2f}", "requests/s", who(*best)),
-        parts.tile("Most tokens", f"{output:,.0f}", "tokens/s", who(*fastest)),
-    ]
-    wait = mean(first[1], "ttft_s.p99")
-    if wait is not None:
-        tiles.append(parts.tile("Shortest p99 wait for a first token", f"{wait:.2f}", "s", who(*first)))
-    gaps = [(found, one) for one in shown if (found := gap(one[1], "itl_s", "p99")) is not None]
-    if gaps:
-        shortest, smoothest = min(gaps, key=lambda one: one[0])
-        tiles.append(
-            parts.tile("Shortest p99 gap between tokens", f"{1000 * shortest:,.0f}", "ms", who(*smoothest))
-        )
+    def milliseconds_between(run: Record) -> float | None:
+        found = gap(run, "itl_s", "p99")
+        return None if found is None else 1000 * found
+
+    asked = (
+        ("Most requests in time", "requests/s", max, ".2f", goodput),
+        ("Most tokens", "tokens/s", max, ",.0f", output),
+        ("Shortest p99 wait for a first token", "s", min, ".2f", first_token),
+        ("Shortest p99 gap between tokens", "ms", min, ",.0f", milliseconds_between),
+    )
+    tiles = _capacity_tile(results)
+    for what, unit, best, style, figure in asked:
+        found = [
+            (value, _who(results, result, run["policy"]))
+            for result in results
+            for run in result.shown
+            if (value := figure(run)) is not None
+        ]
+        tiles += _tile(what, unit, best, style, found)
     return tag("div", *tiles, class_="tiles")
 
 
 def _capacity_tile(results: Sequence[Result]) -> list[str]:
     found = [
-        (one["rate"], one["policy"] if len(results) == 1 else f"{one['policy']}, {result.label}")
+        (float(one["rate"]), _who(results, result, one["policy"]))
         for result in results
         for one in result.report.get("capacity", {}).get("policies", ())
     ]
+    return _tile("Largest capacity", "requests/s", max, ".2f", found)
+
+
+def _tile(
+    what: str,
+    unit: str,
+    best: Callable[[Iterable[float]], float],
+    style: str,
+    found: Sequence[tuple[float, str]],
+) -> list[str]:
+    """The best of the figures, with all whose figure reads the same; none where there is no figure."""
     if not found:
         return []
-    rate, who = max(found, key=lambda one: float(one[0]))
-    return [parts.tile("Largest capacity", f"{rate:.2f}", "requests/s", who)]
+    figure = format(best(value for value, _ in found), style)
+    holders = [who for value, who in found if format(value, style) == figure]
+    who = "all of them" if len(holders) == len(found) > 1 else " and ".join(holders)
+    if len(holders) > _NAMED and len(holders) < len(found):
+        who = f"{holders[0]} and {len(holders) - 1} others"
+    return [parts.tile(what, figure, unit, who)]
+
+
+def _who(results: Sequence[Result], result: Result, policy: str) -> str:
+    return policy if len(results) == 1 else f"{policy}, {result.label}"
 
 
 def _numbers(results: Sequence[Result]) -> str:
