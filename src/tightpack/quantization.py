@@ -50,9 +50,12 @@ class QualityError(ValueError):
 
 class Observer(Protocol):
     """Told how a run goes: `planned` once, `sensitivity` after each layer where precisions are mixed, `layer`
-    after each. `phase` names what begins; layers may come again, with another mix."""
+    after each. `phase` names what begins, `note` says what to remember; after one the layers come again, with
+    another mix."""
 
     def phase(self, what: str) -> None: ...
+
+    def note(self, what: str) -> None: ...
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
 
@@ -63,6 +66,8 @@ class Observer(Protocol):
 
 class _Silent:
     def phase(self, what: str) -> None: ...
+
+    def note(self, what: str) -> None: ...
 
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None: ...
 
@@ -147,7 +152,7 @@ def quantize(
             finer = _finer(mix, quality, recipe.config)
             if mix is None or finer is None:
                 break
-            observer.phase(
+            observer.note(
                 f"KL divergence {quality.kl:.4f} is above {config.max_kl:g} with {mix.bits_per_weight:.2f} "
                 f"bits a weight: again with {finer.bits_per_weight:.2f}"
             )

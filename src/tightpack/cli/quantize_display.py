@@ -64,6 +64,11 @@ class QuantizationBars:
         self._progress.start()  # not before there is something to show: what is refused at once shows nothing
         self._phase = self._progress.add_task(what, total=None, note="")
 
+    def note(self, what: str) -> None:
+        self._end_phase()
+        self._task, self._started = None, time.monotonic()
+        self._console.print(what, highlight=False, soft_wrap=True)
+
     def planned(self, recipe: QuantizationRecipe, expected: Estimate) -> None:
         self._end_phase()
         self._console.print(
