@@ -218,4 +218,6 @@ def test_who_asks_for_it_gets_it(tmp_path, llama):
     with pytest.raises(ValueError, match="async_scheduling needs tensor_parallel_size=1, got 2"):
         llama.executor(tensor_parallel_size=2, async_scheduling=True)
     with pytest.raises(ValueError, match="async_scheduling needs executor='torch'"):
-        make_executor(llama.checkpoint, replace(args, dtype="auto", async_scheduling=True), 64)
+        make_executor(
+            llama.checkpoint, replace(args, executor="native", dtype="auto", async_scheduling=True), 64
+        )
