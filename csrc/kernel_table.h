@@ -14,6 +14,7 @@
 #include "packed_linear.h"
 #include "rows.h"
 #include "sampling_kernels.h"
+#include "token_products.h"
 
 namespace tightpack {
 
@@ -43,6 +44,15 @@ struct ExpertKernels {
                          float* sum);
 };
 
+// token_products.inc says what they do.
+struct TokenProductKernels {
+    // Panels [first, last) to where they lie among all: out + panel * from.panel_numbers().
+    void (*pack)(const TokenColumns& from, std::int64_t first_panel, std::int64_t last_panel,
+                 std::uint16_t* out);
+    // The sums of TokenProducts::columns_at_a_time columns from first_column, a multiple of it.
+    void (*add)(const TokenProducts& work, std::int64_t first_column);
+};
+
 struct KernelTable {
     // Indexed by BlockFormat.
     std::array<DequantizeKernel<float>, num_block_formats> dequantize_fp32;
@@ -64,6 +74,7 @@ struct KernelTable {
     void (*finish_attention)(const AttentionFinish& work);
     void (*rotate_and_store)(const StoreRun& run);
     SamplingKernels sampling;
+    TokenProductKernels token_products;
 };
 
 namespace portable {

@@ -14,6 +14,7 @@
 #include "kernel_table.h"
 #include "pack_linear.h"
 #include "parallel_for.h"
+#include "token_products.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -236,6 +237,23 @@ nb::object bound_linear(const PackedLinear& weights, const Matrix<float>& x, con
     return array;
 }
 
+void bound_add_token_products(const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& sums,
+                              const Matrix<std::uint16_t>& left,
+                              const std::optional<Matrix<std::uint16_t>>& right, int threads,
+                              const std::string& instruction_set) {
+    check_threads(threads);
+    const KernelTable& kernels = kernel_table(select_instruction_set(instruction_set));
+    const TokenColumns rows{left.data(), rows_of(left), columns_of(left)};
+    TokenColumns columns = rows;
+    if (right.has_value()) {
+        check_shape(*right, rows.tokens, columns_of(*right), "right");
+        columns = {right->data(), rows_of(*right), columns_of(*right)};
+    }
+    check_shape(sums, rows.width, columns.width, "sums");
+    const nb::gil_scoped_release unlocked;
+    add_token_products(kernels, rows, right.has_value() ? &columns : nullptr, threads, sums.data());
+}
+
 nb::object bound_rounded(const Matrix<float>& x, const RowFormat& format, const std::string& instruction_set) {
     const KernelTable& kernels = kernel_table(select_instruction_set(instruction_set));
     check_shape(x, rows_of(x), format.width, "x");
@@ -311,6 +329,9 @@ void bind_linears(nb::module_& m) {
     m.def("pack_int", &bound_pack_int, "parts"_a, nb::kw_only(), "bits"_a, "group_size"_a, "threads"_a = 1, "arena"_a = nb::none());
     m.def("pack_fp8", &bound_pack_fp8, "parts"_a, "threads"_a = 1, "arena"_a = nb::none());
     m.def("pack_gguf", &bound_pack_gguf, "parts"_a, nb::kw_only(), "precision"_a, "inputs"_a, "threads"_a = 1, "arena"_a = nb::none());
+    m.def("add_token_products", &bound_add_token_products, "sums"_a.noconvert(), "left"_a.noconvert(),
+          "right"_a.noconvert().none() = nb::none(), "threads"_a = 1, nb::kw_only(),
+          "instruction_set"_a = "auto");
     m.def("linear", &bound_linear, "weights"_a, "x"_a, "format"_a, "threads"_a = 1, nb::kw_only(),
           "instruction_set"_a = "auto");
 }

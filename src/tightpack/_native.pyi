@@ -174,6 +174,21 @@ def linear(
     Raises ValueError where the format does not suit the weights.
     """
 
+def add_token_products(
+    sums: NDArray[np.float32],
+    left: NDArray[np.uint16],
+    right: NDArray[np.uint16] | None = None,
+    threads: int = 1,
+    *,
+    instruction_set: str = "auto",
+) -> None:
+    """sums += left^T right in float32: products of columns, summed over tokens.
+
+    left [tokens, rows], right [tokens, columns]: the bits of bfloat16. sums [rows, columns], in place.
+    right: None for left itself; only the lower triangle of the sums is defined then, at half the work.
+    A sum has the same bits however many threads compute. Raises ValueError for shapes that do not fit.
+    """
+
 class ThreadTeam:
     """Threads that stay, shared by programs and the sampler: between pieces of work they spin, then sleep.
 

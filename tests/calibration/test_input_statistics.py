@@ -54,3 +54,15 @@ def test_misuse_is_named():
     statistics.add(torch.ones(3, 4))
     with pytest.raises(ValueError, match="without a Hessian"):
         _ = statistics.hessian
+
+
+def test_without_magnitudes_the_hessian_is_the_same_and_they_are_refused():
+    tokens = torch.randn(50, 64, generator=torch.Generator().manual_seed(5))
+    whole, alone = InputStatistics(64), InputStatistics(64, magnitudes=False)
+    for statistics in (whole, alone):
+        statistics.add(tokens)
+    assert torch.equal(whole.hessian, alone.hessian)
+    with pytest.raises(ValueError, match="without magnitudes"):
+        _ = alone.absmax
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        alone.add(torch.full((2, 64), torch.inf))

@@ -11,9 +11,11 @@ from torch import Tensor
 def check_finite(values: Tensor, what: str) -> None:
     """ValueError if `values` holds a NaN or an infinity."""
     # A sum is finite only if its terms are, and costs one pass without a mask of the tensor's size.
-    if torch.isfinite(values.sum(dtype=torch.float64)):
+    if torch.isfinite(values.sum()):
         return
     bad = ~torch.isfinite(values)
+    if not bool(bad.any()):
+        return  # the sum alone overflowed
     first = tuple(int(index) for index in bad.nonzero()[0])
     raise ValueError(
         f"{what}: {int(bad.sum())} of {values.numel()} values are NaN or infinite, first at {first}"

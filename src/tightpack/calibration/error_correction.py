@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tightpack.calibration.checks import check_finite
 from tightpack.calibration.hessian import damped
-from tightpack.calibration.products import product_dtype, summed_over_tokens, times_transposed
+from tightpack.calibration.products import add_over_tokens, product_dtype, times_transposed
 
 
 class InputGap:
@@ -40,10 +40,9 @@ class InputGap:
         width, device = len(self._products), self._products.device
         quantized = made.detach().reshape(-1, width).to(device)
         dtype = product_dtype(quantized)
-        gap = original.detach().reshape(-1, width).to(device, torch.float32) - quantized
+        gap = original.detach().reshape(-1, width).to(device, quantized.dtype) - quantized
         check_finite(gap, "inputs")
-        left, right = gap.to(dtype).T.contiguous(), quantized.to(dtype).T.contiguous()
-        self._products += summed_over_tokens(left, right)
+        add_over_tokens(self._products, gap.to(dtype), quantized.to(dtype))
         self.count += len(gap)
 
     @property

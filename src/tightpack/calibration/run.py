@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tightpack.calibration.applied_linear import applied_linear
 from tightpack.calibration.awq import query_heads_of_values
-from tightpack.calibration.config import QuantizationRecipe
+from tightpack.calibration.config import SCALED, QuantizationRecipe
 from tightpack.calibration.error_correction import InputGap, corrected_weight
 from tightpack.calibration.folding import divide_rows, fold_into_norm, of_value_rows
 from tightpack.calibration.layer_linears import dense_linear, linear_of, stored_bias
@@ -179,7 +179,12 @@ class LayerRun:
         """The weights to round, corrected where the original's inputs are given; statistics of the site's
         inputs, and the first batch of them."""
         width, config = next(iter(weights.values())).shape[1], self._recipe.config
-        statistics = InputStatistics(width, hessian=wants_hessian(config), device=self._walk.device)
+        statistics = InputStatistics(
+            width,
+            hessian=wants_hessian(config),
+            magnitudes=config.method in SCALED,
+            device=self._walk.device,
+        )
         gap = InputGap(width, device=self._walk.device)
         aims = iter(()) if original is None else (part for _, (part,) in self._walk.batches(original))
         sample = None

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from tightpack.calibration.checks import check_finite
-from tightpack.calibration.products import product_dtype, summed_over_tokens
-
-# Narrower strips leave out more of the symmetric half, and make products too small for two threads.
-_STRIP = 288
+from tightpack.calibration.products import add_over_tokens, product_dtype
 
 
 class InputStatistics:
@@ -19,15 +16,24 @@ class InputStatistics:
     sink), and leaving them out tripled the divergence of a quantized SmolLM2.
 
     inputs: width K of the input. hessian: whether to keep the K x K sum (int8 and fp8 do without).
+    magnitudes: whether to keep those of each input (GPTQ does without).
     Sums are kept on `device`, each batch summed first: the Hessian's in float32 (it is K x K), those of
     magnitudes in float64.
     """
 
-    def __init__(self, inputs: int, *, hessian: bool = True, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        inputs: int,
+        *,
+        hessian: bool = True,
+        magnitudes: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if inputs < 1:
             raise ValueError(f"inputs must be at least 1, got {inputs}")
         self.inputs = inputs
         self.count = 0
+        self._magnitudes = magnitudes
         self._sum_abs = torch.zeros(inputs, dtype=torch.float64, device=device)
         self._absmax = torch.zeros(inputs, dtype=torch.float32, device=device)
         self._products = torch.zeros(inputs, inputs, dtype=torch.float32, device=device) if hessian else None
@@ -39,14 +45,17 @@ class InputStatistics:
         tokens = batch.detach().reshape(-1, self.inputs).to(self._absmax.device)
         if not tokens.shape[0]:
             return
-        magnitudes = tokens.abs().to(torch.float32)
-        sums = magnitudes.sum(dim=0)
-        if not torch.isfinite(sums).all():
+        if self._magnitudes:
+            magnitudes = tokens.abs().to(torch.float32)
+            sums = magnitudes.sum(dim=0)
+            if not torch.isfinite(sums).all():
+                check_finite(tokens, "inputs")
+            self._sum_abs += sums
+            torch.maximum(self._absmax, magnitudes.amax(dim=0), out=self._absmax)
+        else:
             check_finite(tokens, "inputs")
-        self._sum_abs += sums
-        torch.maximum(self._absmax, magnitudes.amax(dim=0), out=self._absmax)
         if self._products is not None:
-            self._add_products(self._products, tokens.to(product_dtype(tokens)))
+            add_over_tokens(self._products, tokens.to(product_dtype(tokens)))
         self.count += tokens.shape[0]
 
     @property
@@ -60,22 +69,19 @@ class InputStatistics:
     @property
     def mean_abs(self) -> Tensor:
         """Mean of |x| over the tokens, float32 [K]."""
+        self._check_magnitudes()
         return (self._sum_abs / self._tokens()).to(torch.float32)
 
     @property
     def absmax(self) -> Tensor:
         """Largest |x| of any token, float32 [K]."""
+        self._check_magnitudes()
         self._tokens()
         return self._absmax.clone()
 
-    def _add_products(self, total: Tensor, tokens: Tensor) -> None:
-        """total += x x^T in strips of columns from the diagonal down: a quarter less work, and this is the
-        largest part of what calibration takes."""
-        strip = max(_STRIP, self.inputs // 4)
-        by_input = tokens.T.contiguous()
-        for first in range(0, self.inputs, strip):
-            last = min(first + strip, self.inputs)
-            total[first:, first:last] += summed_over_tokens(by_input[first:], by_input[first:last])
+    def _check_magnitudes(self) -> None:
+        if not self._magnitudes:
+            raise ValueError("these statistics were gathered without magnitudes")
 
     def _tokens(self) -> int:
         if not self.count:
