@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from tightpack.benchmarking.machine import describe_machine
 from tightpack.calibration.config import QuantizationConfig, QuantizationRecipe, config_as_json, resolve
 from tightpack.calibration.estimate import Estimate, estimate, peak_memory
+from tightpack.calibration.freed_memory import keep_freed_memory
 from tightpack.calibration.kv_scales import kv_scale
 from tightpack.calibration.layer_walk import Walk
 from tightpack.calibration.mix import Mix
@@ -241,6 +243,8 @@ def _run_layers(
     observer: Observer,
 ) -> None:
     count, first = walk.spec.num_layers, progress.layers_done
+    if sequences is not None:
+        keep_freed_memory()
     with torch.inference_mode():
         activations = [] if sequences is None else [walk.embed(sequences)]
         if sequences is not None and recipe.corrected_samples:
@@ -248,10 +252,21 @@ def _run_layers(
         if first and activations and first < count:
             progress.restore_activations(activations)
         x, original = (*activations, None, None)[:2]
-        for index in range(first, count):
-            result = LayerRun(walk, recipe, index, x, original).quantize()
-            progress.save(index, result, activations)
-            observer.layer(index, count, result)
+        copies = [torch.empty_like(tensor) for tensor in activations]
+        # The disk's time for a layer passes beside the next one's. However the block is left, what was begun
+        # is saved first.
+        saved = None
+        with ThreadPoolExecutor(1) as beside:
+            for index in range(first, count):
+                result = LayerRun(walk, recipe, index, x, original).quantize()
+                if saved is not None:
+                    saved.result()
+                for copy, tensor in zip(copies, activations, strict=True):
+                    copy.copy_(tensor)
+                saved = beside.submit(progress.save, index, result, copies)
+                observer.layer(index, count, result)
+            if saved is not None:
+                saved.result()
 
 
 def _write(

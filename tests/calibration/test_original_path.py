@@ -32,7 +32,7 @@ def test_sites_read_what_the_layer_gives_them(family: str, tiny_model: Callable[
             watched[name] = watch
         after = walk.layer(1).forward(before, watched)
         walked = before.clone()
-        inputs = list(original_inputs(walk, 1, walked))
+        inputs = [given.clone() for given in original_inputs(walk, 1, walked)]
     assert len(inputs) == len(SITES)
     for site, found in zip(SITES, inputs, strict=True):
         torch.testing.assert_close(found, seen[site.linears[0]], rtol=1e-4, atol=1e-5)

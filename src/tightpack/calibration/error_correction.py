@@ -67,7 +67,12 @@ def corrected_weight(
     weight = weight.to(torch.float32)
     if share == 0.0:
         return weight
-    wanted = times_transposed(weight, gap.to(torch.float32).T)
+    gap = gap.to(torch.float32)
     factor = torch.linalg.cholesky(damped(hessian, damping).to(torch.float64))
+    # Of the two orders of the product the one that solves for fewer columns.
+    if len(weight) > len(gap):
+        solved = torch.cholesky_solve(gap.T.to(torch.float64), factor).to(torch.float32)
+        return weight + share * times_transposed(weight, solved)
+    wanted = times_transposed(weight, gap.T)
     change = torch.cholesky_solve(wanted.T.to(torch.float64), factor).T
     return weight + share * change.to(torch.float32)

@@ -49,7 +49,8 @@ def estimate(
     hessians = 3 * 4 * wide**2 if recipe.needs_text and wants_hessian(config) else 0
     logits = 6 * config.sequence_length * spec.vocab_size * 4
     head = spec.vocab_size * spec.hidden_size * (4 + 4 + dtype.itemsize)
-    activations = (tokens + beside) * (spec.hidden_size + wide) * dtype.itemsize
+    # Of hidden states a copy too, that is being saved.
+    activations = (tokens + beside) * (2 * spec.hidden_size + wide) * dtype.itemsize
     states = 2 * judged * spec.hidden_size * dtype.itemsize
     memory = _BASE_BYTES + max(activations + 4 * 4 * largest + hessians, states + 2 * head + logits)
     disk = (tokens + beside) * spec.hidden_size * dtype.itemsize * 2 + 2 * every

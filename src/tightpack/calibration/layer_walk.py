@@ -6,6 +6,7 @@ and that sequences of one length attend together without a cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -206,6 +207,7 @@ class Walk:
             for rotary in dict.fromkeys(layer.rotary for layer in self.spec.layers)
         }
         self.batch = max(1, _BATCH_TOKENS // sequence_length)
+        self._rooms: dict[str, Tensor] = {}
 
     def embed(self, sequences: NDArray[np.int64]) -> Tensor:
         """[count, tokens, hidden_size] in host memory."""
@@ -222,6 +224,15 @@ class Walk:
         stored = {name: self.checkpoint.read(f"{prefix}{name}.weight") for name in norm_names(self.spec)}
         rotation = self._rotations[self.spec.layers[index].rotary]
         return DecoderLayer(self.spec, index, {**stored, **(norms or {})}, rotation, self.dtype, self.device)
+
+    def room(self, use: str, *shape: int) -> Tensor:
+        """Host memory for activations, the same for every layer and whatever else has this `use`: to touch
+        fresh pages takes as long as the linears that fill them."""
+        wanted = math.prod(shape)
+        held = self._rooms.get(use)
+        if held is None or len(held) < wanted:
+            held = self._rooms[use] = torch.empty(wanted, dtype=self.dtype)
+        return held[:wanted].view(shape)
 
     def batches(self, *tensors: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
         """Slices of the first dimension, and those parts of the tensors on the device."""

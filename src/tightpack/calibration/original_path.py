@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from tightpack.calibration.layer_linears import original_linears
@@ -16,25 +15,29 @@ def original_inputs(walk: Walk, index: int, x: Tensor) -> Iterator[Tensor]:
     """What each site of layer `index` reads, in the order of SITES: [sequences, tokens, width], host memory.
 
     x: [sequences, tokens, hidden_size] before the layer, which is what it makes of them once all four are
-        taken and the iterator is exhausted.
+        taken and the iterator is exhausted. What is yielded holds until the next is asked for.
     """
     layer, linears = walk.layer(index), original_linears(walk, index)
     q, k, v = (linears[name] for name in SITES[0].linears)
     o, down = linears["self_attn.o_proj"], linears["mlp.down_proj"]
     gate, up = linears["mlp.gate_proj"], linears["mlp.up_proj"]
 
-    normed = torch.cat([layer.attention_input(part).cpu() for _, (part,) in walk.batches(x)])
+    spec = walk.spec
+    normed = walk.room("original, normed", *x.shape)
+    for rows, (part,) in walk.batches(x):
+        normed[rows] = layer.attention_input(part).cpu()
     yield normed
-    mixed = torch.cat([layer.attend(q(part), k(part), v(part)).cpu() for _, (part,) in walk.batches(normed)])
-    del normed
+    mixed = walk.room("original, between linears", *x.shape[:2], spec.num_heads * spec.head_dim)
+    for rows, (part,) in walk.batches(normed):
+        mixed[rows] = layer.attend(q(part), k(part), v(part)).cpu()
     yield mixed
     for rows, (part, inputs) in walk.batches(x, mixed):
         x[rows] = layer.after_attention(part, o(inputs)).cpu()
-    del mixed
-    normed = torch.cat([layer.mlp_input(part).cpu() for _, (part,) in walk.batches(x)])
+        normed[rows] = layer.mlp_input(x[rows].to(walk.device)).cpu()
     yield normed
-    hidden = torch.cat([layer.gated(gate(part), up(part)).cpu() for _, (part,) in walk.batches(normed)])
-    del normed
+    hidden = walk.room("original, between linears", *x.shape[:2], spec.intermediate_size)
+    for rows, (part,) in walk.batches(normed):
+        hidden[rows] = layer.gated(gate(part), up(part)).cpu()
     yield hidden
     for rows, (part, inputs) in walk.batches(x, hidden):
         x[rows] = layer.after_mlp(part, down(inputs)).cpu()

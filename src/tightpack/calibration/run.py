@@ -94,7 +94,7 @@ class LayerRun:
 
         self._calibrate_after_norm(QKV, layer, "input_layernorm", x)
         q, k, v = self._applied(QKV)
-        mixed = torch.empty(*x.shape[:2], wide, dtype=x.dtype)
+        mixed = walk.room("between linears", *x.shape[:2], wide)
         for rows, (part,) in walk.batches(x):
             normed = layer.attention_input(part)
             queries, keys, values = q(normed), k(normed), v(normed)
@@ -108,11 +108,10 @@ class LayerRun:
         (o,) = self._applied(OUTPUT)
         for rows, (part, inputs) in walk.batches(x, mixed):
             x[rows] = layer.after_attention(part, o(inputs)).cpu()
-        del mixed
 
         self._calibrate_after_norm(GATE_UP, layer, mlp_norm(spec), x)
         gate, up = self._applied(GATE_UP)
-        hidden = torch.empty(*x.shape[:2], spec.intermediate_size, dtype=x.dtype)
+        hidden = walk.room("between linears", *x.shape[:2], spec.intermediate_size)
         for rows, (part,) in walk.batches(x):
             normed = layer.mlp_input(part)
             hidden[rows] = layer.gated(gate(normed), up(normed)).cpu()
