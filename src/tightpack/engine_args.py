@@ -26,6 +26,9 @@ ON_LOAD_METHODS = ("int8", "w8a8", "llm.int8", "int4", "fp8")
 QUANTIZATIONS = tuple(dict.fromkeys((*CHECKPOINT_METHODS, *ON_LOAD_METHODS)))
 # vLLM's names for a format together with one of its kernels; here the kernel follows from the device.
 _KERNEL_NAMES = MappingProxyType({"awq_marlin": "awq", "gptq_marlin": "gptq"})
+# What attends on CUDA; vLLM's names for the same are taken too.
+ATTENTION_BACKENDS = ("auto", "triton", "flashinfer")
+_ATTENTION_NAMES = MappingProxyType({"triton_attn": "triton"})
 LLM_INT8_THRESHOLD = 6.0
 # Prompt tokens that share a step with the decodes under chunked prefill. A CPU computes one to two thousand
 # prompt tokens a second, so 256 keep the others' gap near 0.2 s; a GPU needs more to be busy.
@@ -93,6 +96,9 @@ class EngineArgs:
     enforce_eager: record no CUDA graphs, neither of decode steps nor of pieces of others.
     prompt_graph_tokens: on CUDA, steps with prompt tokens run in recorded pieces up to this many tokens; 0
         for none. Large steps gain little: a layer's products last longer than their launches take.
+    attention_backend: on CUDA, whose kernel attends in steps with prompt tokens: "triton" is this project's,
+        "flashinfer" FlashInfer's, "auto" the faster of the two where FlashInfer is installed. Case does not
+        count, and vLLM's "TRITON_ATTN" is "triton".
     async_scheduling: plan and launch the next step while the device computes one; PyTorch's executor only.
         None does so on CUDA, with one rank.
     """
@@ -123,6 +129,7 @@ class EngineArgs:
     tensor_parallel_size: int = 1
     enforce_eager: bool = False
     prompt_graph_tokens: int = 512
+    attention_backend: str = "auto"
     async_scheduling: bool | None = None
 
     def __post_init__(self) -> None:
@@ -137,6 +144,9 @@ class EngineArgs:
         require_one_of("executor", self.executor, EXECUTORS)
         require_one_of("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
         require_one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        backend = self.attention_backend.lower()
+        object.__setattr__(self, "attention_backend", _ATTENTION_NAMES.get(backend, backend))
+        require_one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         if self.quantization is not None:
             method = _KERNEL_NAMES.get(self.quantization, self.quantization)
             object.__setattr__(self, "quantization", method)

@@ -31,6 +31,11 @@ def make_executor(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int) 
     _check_threads(args.num_threads)
     reason = _reason_against_native(checkpoint, args)
     if reason is None:
+        if args.attention_backend != "auto":
+            raise ValueError(
+                f"attention_backend={args.attention_backend!r} chooses among a GPU's kernels, and the native "
+                "executor computes on the CPU; leave it out"
+            )
         if args.async_scheduling:
             raise ValueError(
                 "async_scheduling needs executor='torch': the native one computes where it is called, and "
@@ -142,6 +147,7 @@ def _torch(checkpoint: Checkpoint, args: EngineArgs, max_model_len: int, reason:
         open_checkpoint=partial(_open_again, args),
         static_decode=False if args.enforce_eager else None,
         prompt_graph_tokens=args.prompt_graph_tokens,
+        attention_backend=args.attention_backend,
         async_scheduling=args.async_scheduling,
     )
 

@@ -63,6 +63,12 @@ PromptGraphTokensOption = Annotated[
         min=0, help="On CUDA, the largest step with prompt tokens that runs in recorded pieces; 0: none."
     ),
 ]
+AttentionBackendOption = Annotated[
+    str,
+    typer.Option(
+        help="On CUDA, whose kernel attends to prompts: auto (the faster one), triton (ours) or flashinfer."
+    ),
+]
 AsyncSchedulingOption = Annotated[
     bool | None,
     typer.Option(
@@ -90,6 +96,7 @@ _OF_THE_ENGINE = (
     *("model", "dtype", "device", "executor", "activation_dtype", "num_threads"),
     *("quantization", "llm_int8_threshold", "kv_cache_dtype", "enable_prefix_caching"),
     *("tensor_parallel_size", "enforce_eager", "prompt_graph_tokens", "async_scheduling"),
+    "attention_backend",
 )
 
 

@@ -18,6 +18,7 @@ import typer
 from tightpack.cli.options import (
     ActivationDtypeOption,
     AsyncSchedulingOption,
+    AttentionBackendOption,
     DeviceOption,
     DtypeOption,
     EnforceEagerOption,
@@ -93,6 +94,7 @@ def serve(
     tensor_parallel_size: TensorParallelOption = 1,
     enforce_eager: EnforceEagerOption = False,
     prompt_graph_tokens: PromptGraphTokensOption = 512,
+    attention_backend: AttentionBackendOption = "auto",
     async_scheduling: AsyncSchedulingOption = None,
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="Seconds that requests under way have after SIGTERM.")

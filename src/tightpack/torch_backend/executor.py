@@ -41,7 +41,7 @@ class TorchExecutor:
     num_threads: CPU threads of this process's PyTorch; None leaves them as they are.
     tensor_parallel_size: ranks that divide the model (`split`); this process is rank 0 and starts the others,
         which open the checkpoint with `open_checkpoint` (see `ranks.LeadingRunner`).
-    static_decode, prompt_graph_tokens: see `model_runner.RunnerOptions`.
+    static_decode, prompt_graph_tokens, attention_backend: see `model_runner.RunnerOptions`.
     async_scheduling: let steps be launched before the tokens of the one before are read; None on CUDA, where
         the host has something else to do meanwhile. Of one rank alone.
     """
@@ -64,6 +64,7 @@ class TorchExecutor:
         open_checkpoint: OpenCheckpoint | None = None,
         static_decode: bool | None = None,
         prompt_graph_tokens: int = 0,
+        attention_backend: str = "auto",
         async_scheduling: bool | None = None,
     ) -> None:
         self._device = torch.device(device)
@@ -94,6 +95,7 @@ class TorchExecutor:
             gpu_memory_utilization=gpu_memory_utilization,
             static_decode=static_decode,
             prompt_graph_tokens=prompt_graph_tokens,
+            attention_backend=attention_backend,
             keeps_tokens=async_scheduling,
         )
         self._kv_cache = describe(options.kv_format)

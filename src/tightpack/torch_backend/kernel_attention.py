@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tightpack.architectures.model_spec import ModelSpec
@@ -56,16 +57,21 @@ class KernelAttention:
         block = tables[np.repeat(np.arange(len(pieces)), counts), positions // self._size]
         tokens = np.concatenate([np.asarray(piece.tokens, dtype=np.int64) for piece in pieces])
         contexts = [piece.first_token + piece.num_tokens for piece in pieces]
-        batch = mixed_batch(
+        batch = self._batch(tables, counts, contexts)
+        numbers = np.stack([tokens, positions, block * self._size + positions % self._size])
+        token_ids, places, slots = send(torch.from_numpy(numbers), self._device)
+        return StepInputs(tuple(starts[:-1].tolist()), token_ids, places, slots, {}, batch)
+
+    def _batch(self, tables: NDArray[np.int32], counts: Sequence[int], contexts: Sequence[int]) -> object:
+        """What `mix` takes of a step with prompt tokens. tables: [pieces, blocks]; counts: of the pieces'
+        tokens; contexts: with these."""
+        return mixed_batch(
             send(torch.from_numpy(tables), self._device),
             counts,
             contexts,
             heads_a_group=self._spec.num_heads // self._spec.num_kv_heads,
             device=self._device,
         )
-        numbers = np.stack([tokens, positions, block * self._size + positions % self._size])
-        token_ids, places, slots = send(torch.from_numpy(numbers), self._device)
-        return StepInputs(tuple(starts[:-1].tolist()), token_ids, places, slots, {}, batch)
 
     def of_decode(self, buffers: DecodeBuffers) -> StepInputs:
         """As InputBuilder.of_decode; padded rows write to the block that is nobody's."""

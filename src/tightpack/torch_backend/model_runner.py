@@ -12,9 +12,10 @@ from torch import Tensor
 from tightpack.checkpoints.checkpoint import Checkpoint
 from tightpack.schemes.quantized import KVCacheFormat
 from tightpack.torch_backend.attention import Attention, GatheredAttention
+from tightpack.torch_backend.attention_choice import AttentionShape, choose_attention
 from tightpack.torch_backend.decode_step import Decoded, DecodeStep, batch_sizes
 from tightpack.torch_backend.decoder import Decoder
-from tightpack.torch_backend.kernel_attention import KernelAttention, StepInputBuilder
+from tightpack.torch_backend.kernel_attention import StepInputBuilder
 from tightpack.torch_backend.kv_cache import KVCache
 from tightpack.torch_backend.profiling import largest_step, peak_bytes, step_range
 from tightpack.torch_backend.prompt_step import PromptStep, token_counts
@@ -42,6 +43,7 @@ class RunnerOptions:
     num_blocks: KV blocks; None takes what fits once the weights are loaded.
     static_decode: decode from buffers that stay (`decode_step`), recorded as graphs on CUDA; None: where that
         gains something and can be done.
+    attention_backend: whose kernel attends in steps with prompt tokens (`attention_choice`).
     prompt_graph_tokens: where decodes run so, the largest step with prompt tokens that runs in recorded
         pieces (`prompt_step`); 0 for none.
     keeps_tokens: hold what was sampled for pieces that take it (`taken`).
@@ -59,6 +61,7 @@ class RunnerOptions:
     gpu_memory_utilization: float = 0.9
     static_decode: bool | None = None
     prompt_graph_tokens: int = 0
+    attention_backend: str = "auto"
     keeps_tokens: bool = False
 
 
@@ -111,6 +114,11 @@ class ModelRunner:
         self.device = rank_device(options.device, group)
         storage = STORAGE[options.kv_format.precision]
         kernels = kernels_fit(self.device, options.dtype, storage)
+        if options.attention_backend != "auto" and not kernels:
+            raise ValueError(
+                f"attention_backend={options.attention_backend!r} needs CUDA, Triton and bfloat16 or "
+                f"float16, not {options.dtype} on {self.device.type}; leave it out"
+            )
         self._context = make_context(self.device) if kernels else None
         with torch.inference_mode():
             weights = load_weights(checkpoint, options.dtype, self.device, group, self._context)
@@ -130,13 +138,18 @@ class ModelRunner:
         self._attention: Attention = GatheredAttention(self._spec)
         self._builder: StepInputBuilder = self._inputs
         if kernels:
-            attention = KernelAttention(
-                self._spec,
-                options.block_size,
-                self.device,
-                self._context,
-                longest=options.max_model_len,
-            )
+            with torch.inference_mode():
+                shape = AttentionShape(
+                    spec=self._spec,
+                    block_size=options.block_size,
+                    device=self.device,
+                    dtype=options.dtype,
+                    kv_format=options.kv_format,
+                    longest=options.max_model_len,
+                    most_tokens=options.max_num_batched_tokens,
+                )
+                attention = choose_attention(shape, self._context, options.attention_backend)
+            torch.cuda.empty_cache()  # of the trial; nothing without a GPU
             self._attention = self._builder = attention
         self._cache: KVCache | None = None
         self._decode: DecodeStep | None = None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 
 import torch
 
 from tightpack.torch_backend.step_inputs import Piece
+
+_TRIALS = 10
 
 
 def step_range(name: str, device: torch.device) -> AbstractContextManager[object]:
@@ -43,3 +46,23 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     run()
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def device_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The median time of a run on the device, its caches as the run before left them. CUDA."""
+    run()
+    pairs = []
+    for _ in range(_TRIALS):
+        start, end = _timed_event(), _timed_event()
+        start.record()
+        run()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize(device)
+    milliseconds: list[float] = [start.elapsed_time(end) for start, end in pairs]
+    return median(milliseconds) / 1e3
+
+
+def _timed_event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event

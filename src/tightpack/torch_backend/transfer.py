@@ -11,9 +11,12 @@ from torch import Tensor
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor's numbers on the device, through pinned memory that is used again once they are there."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same in memory that a device can copy from while the host goes on; itself for the CPU."""
+    return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
 class Readback:
