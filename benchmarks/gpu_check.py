@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def compile_all(options: argparse.Namespace) -> int:
 def measure(options: argparse.Namespace) -> int:
     import torch
     from gpu.cases import LLAMA, all_cases, peer_cases
+    from gpu.flashinfer_peer import flashinfer_cases
     from gpu.timing import Clock
 
     from tightpack.torch_backend.kernels.context import KernelContext
@@ -137,7 +139,7 @@ def measure(options: argparse.Namespace) -> int:
             print(f"{case.kernel}, {case.shape}: {_verdict(kernels[-1]['right'])}", file=sys.stderr)
     peers = [
         _timed(case, clock, None, bandwidth)
-        for case in peer_cases(LLAMA, device)
+        for case in chain(peer_cases(LLAMA, device), flashinfer_cases(LLAMA, device))
         if options.only in case.kernel
     ]
     chosen = {" ".join(map(str, key)): str(tile) for key, tile in context.chosen.items()}

@@ -75,6 +75,16 @@ def test_pytorch_by_choice_needs_no_word(backend, caplog):
     assert not caplog.records
 
 
+def test_the_attention_backend_is_a_gpus(backend):
+    """vLLM's spelling is taken, in any case."""
+    assert backend(attention_backend="AUTO") == "native"
+    for name, meant in (("TRITON_ATTN", "triton"), ("FLASHINFER", "flashinfer")):
+        with pytest.raises(ValueError, match=f"attention_backend='{meant}' chooses among a GPU's kernels"):
+            backend(attention_backend=name, device="cpu")
+    with pytest.raises(ValueError, match="attention_backend='flashinfre' is not known"):
+        backend(attention_backend="flashinfre")
+
+
 def test_int8_activations_are_natives(backend):
     with pytest.raises(ValueError, match="activation_dtype='int8' is the native executor's"):
         backend(executor="torch", activation_dtype="int8")

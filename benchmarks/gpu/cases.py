@@ -98,7 +98,7 @@ def all_cases(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
 def peer_cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
     """PyTorch's own operators on the same shapes: bf16, `_weight_int4pack_mm`, `_int_mm`, `_scaled_mm`."""
     outputs, inputs = sizes.outputs, sizes.inputs
-    dense = _normal((outputs, inputs), device)
+    dense = normal((outputs, inputs), device)
     ones = torch.ones(outputs, device=device)
     eight = _codes(ml_dtypes.float8_e4m3fn, (outputs, inputs), device)
     integers = _codes(np.int8, (outputs, inputs), device)
@@ -107,7 +107,7 @@ def peer_cases(sizes: Sizes, device: torch.device) -> Iterator[Case]:
     )
     grid = torch.ones(inputs // 128, outputs, 2, dtype=_BF16, device=device)
     for rows in sizes.rows:
-        x, shape = _normal((rows, inputs), device), f"{rows} x {inputs} x {outputs}"
+        x, shape = normal((rows, inputs), device), f"{rows} x {inputs} x {outputs}"
         nothing = torch.zeros(0, dtype=torch.float64)
         work, io = 2 * rows * outputs * inputs, 2 * rows * (inputs + outputs)
 
@@ -138,7 +138,7 @@ def _products(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
         weight = _int_weight(outputs, inputs, 32 if kind.endswith("32") else 128, 4, kind == "zero-points")
         packed, exact = pack_int4([weight], [as_it_is], device), _dequantized(weight, device)
         for rows in sizes.rows:
-            x = _normal((rows, inputs), device)
+            x = normal((rows, inputs), device)
 
             def run(x: Tensor = x) -> Tensor:
                 return int4_matmul(x, packed, None, context)  # noqa: B023
@@ -150,7 +150,7 @@ def _products(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
         eight, exact = pack_8([each], [as_it_is], device), _dequantized(each, device)
         scales = eight.scales.view(-1).float()
         for rows in sizes.rows:
-            x = _normal((rows, inputs), device)
+            x = normal((rows, inputs), device)
 
             def alone(x: Tensor = x) -> Tensor:
                 return weight_only_matmul(x, eight, None, context)  # noqa: B023
@@ -173,7 +173,7 @@ def _products(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     codes, scales = as_tensor(blocks.codes).to(device), as_tensor(blocks.scales).to(device)
     exact = _dequantized(blocks, device)
     for rows in sizes.rows:
-        x = _normal((rows, inputs), device)
+        x = normal((rows, inputs), device)
         activation = ActivationFormat(precision="fp8", per="group", group_size=128)
         rounded, y = quantize_rows(x, activation, context), x.new_empty((rows, outputs))
 
@@ -203,10 +203,10 @@ def _product(
 def _row_kernels(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     device, width = context.device, sizes.inputs
     for rows in sizes.rows:
-        stream, delta = _normal((rows, width), device), torch.zeros(rows, width, dtype=_BF16, device=device)
+        stream, delta = normal((rows, width), device), torch.zeros(rows, width, dtype=_BF16, device=device)
         weight = torch.linspace(0.5, 1.5, width, device=device).to(_BF16)
         exact = functional.rms_norm(stream.float(), (width,), weight.float(), 1e-5)
-        gate_up = _normal((rows, sizes.outputs - sizes.outputs % 2), device)
+        gate_up = normal((rows, sizes.outputs - sizes.outputs % 2), device)
         inner = gate_up.shape[1] // 2
         gate, up = gate_up.float().chunk(2, -1)
         for name in (None, "int8", "fp8"):
@@ -249,7 +249,7 @@ def _values(rows: Tensor | QuantizedRows) -> Tensor:
     return rows.codes[:_ORACLE_ROWS].float() * rows.scales[:_ORACLE_ROWS]
 
 
-_STORES = (("bf16", _BF16, 2), ("fp8", torch.float8_e4m3fn, 1), ("int8", torch.int8, 1))
+STORES = (("bf16", _BF16, 2), ("fp8", torch.float8_e4m3fn, 1), ("int8", torch.int8, 1))
 
 
 def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
@@ -257,13 +257,13 @@ def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     table = rotation_table(
         RotarySpec(tuple(1e4 ** (-2 * i / width) for i in range(width // 2))), 64, context.device
     )
-    for name, dtype, item in _STORES:
+    for name, dtype, item in STORES:
         for requests, queries in (*((count, 1) for count in sizes.requests), (1, sizes.prompt)):
             length = sizes.context if queries == 1 else sizes.prompt
-            layer, tables = _filled(
+            layer, tables = filled(
                 context.device, dtype, requests, -(-length // block), kv_heads, block, width
             )
-            qkv = _normal((requests * queries, (heads + 2 * kv_heads) * width), context.device)
+            qkv = normal((requests * queries, (heads + 2 * kv_heads) * width), context.device)
             if queries == 1:
                 lengths = torch.full((requests,), length, dtype=torch.int32, device=context.device)
                 batch = decode_batch(
@@ -299,8 +299,8 @@ def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
                 int(4 * requests * queries * pairs * heads * width),
             )
         tokens = sizes.rows[-1]
-        layer, _ = _filled(context.device, dtype, 1, -(-tokens // block), kv_heads, block, width)
-        qkv = _normal((tokens, (heads + 2 * kv_heads) * width), context.device)
+        layer, _ = filled(context.device, dtype, 1, -(-tokens // block), kv_heads, block, width)
+        qkv = normal((tokens, (heads + 2 * kv_heads) * width), context.device)
         positions = torch.arange(tokens, device=context.device) % 64
         slots = torch.arange(tokens, device=context.device)
 
@@ -318,7 +318,7 @@ def _attention(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
         yield Case(f"rope, {name} cache (and a copy)", f"{tokens} x {heads}", rope, turned, 2e-2, moved)
 
 
-def _filled(
+def filled(
     device: torch.device, dtype: torch.dtype, requests: int, blocks: int, kv_heads: int, size: int, width: int
 ) -> tuple[PagedLayer, Tensor]:
     shape = (requests * blocks + 1, 2 * kv_heads, size, width)
@@ -357,7 +357,7 @@ def _attend(qkv: Tensor, layer: PagedLayer, table: Tensor, heads: int, context: 
 def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     device, experts = context.device, sizes.experts
     outputs, inputs = sizes.outputs // 4 if sizes.outputs > 1000 else sizes.outputs, sizes.inputs
-    dense = _normal((experts, outputs, inputs), device)
+    dense = normal((experts, outputs, inputs), device)
     integers = [_int_weight(outputs, inputs, 128, 4, False, seed) for seed in range(experts)]
     packed = stack_experts([pack_int4([weight], [as_it_is], device) for weight in integers])
     codes = _codes(ml_dtypes.float8_e4m3fn, (experts, outputs, inputs), device)
@@ -375,7 +375,7 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
     )
     for name, weights, of_expert, item in kinds:
         for rows in sizes.rows:
-            x = _normal((rows, inputs), device)
+            x = normal((rows, inputs), device)
             # As even as rows go: the most weights that a batch of this size touches.
             bounds = [0, *(min(rows, -(-rows * (e + 1) // experts)) for e in range(experts))]
             offsets = torch.tensor(bounds, dtype=torch.int32, device=device)
@@ -402,7 +402,7 @@ def _experts(sizes: Sizes, context: KernelContext) -> Iterator[Case]:
             )
 
 
-def _normal(shape: tuple[int, ...], device: torch.device) -> Tensor:
+def normal(shape: tuple[int, ...], device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(shape[0])
     return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(_BF16)
 
@@ -433,7 +433,7 @@ def _int_weight(outputs: int, inputs: int, group: int, bits: int, zeros: bool, s
 def _fp8_weight(outputs: int, inputs: int, block: tuple[int, int]) -> Fp8Weight:
     rng = np.random.default_rng(0)
     grid = -(-outputs // block[0]), -(-inputs // block[1])
-    codes = rng.standard_normal((outputs, inputs), dtype=np.float32) * 100
+    codes = rng.standardnormal((outputs, inputs), dtype=np.float32) * 100
     return Fp8Weight(
         codes=codes.clip(-448, 448).astype(ml_dtypes.float8_e4m3fn),
         scales=rng.uniform(0.0005, 0.001, grid).astype(np.float32),

@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -253,3 +254,15 @@ class TestChoice:
         blocks = [block for piece in pieces for block in piece.block_table]
         assert len(set(blocks)) == len(blocks)
         assert (min(piece.num_tokens for piece in pieces) == 1) == (kind == "mixed")
+
+
+def test_gpu_check_times_it_on_the_shapes_of_ours(flashinfer, context, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+    from gpu.cases import TINY, all_cases
+    from gpu.flashinfer_peer import flashinfer_cases
+
+    cases = list(flashinfer_cases(TINY, torch.device("cpu")))
+    ours = {(case.kernel, case.shape) for case in all_cases(TINY, context)}
+    assert {case.kernel for case in cases} == {"FlashInfer, bf16 cache", "FlashInfer, fp8 cache"}
+    assert {(case.kernel.replace("FlashInfer", "attention"), case.shape) for case in cases} <= ours
+    assert all(case.run().isfinite().all() for case in cases)
