@@ -433,7 +433,7 @@ def _int_weight(outputs: int, inputs: int, group: int, bits: int, zeros: bool, s
 def _fp8_weight(outputs: int, inputs: int, block: tuple[int, int]) -> Fp8Weight:
     rng = np.random.default_rng(0)
     grid = -(-outputs // block[0]), -(-inputs // block[1])
-    codes = rng.standardnormal((outputs, inputs), dtype=np.float32) * 100
+    codes = rng.standard_normal((outputs, inputs), dtype=np.float32) * 100
     return Fp8Weight(
         codes=codes.clip(-448, 448).astype(ml_dtypes.float8_e4m3fn),
         scales=rng.uniform(0.0005, 0.001, grid).astype(np.float32),
