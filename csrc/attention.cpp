@@ -172,6 +172,16 @@ void Attention::run(ThreadTeam::Member& member, std::span<const QueryGroup> grou
             work.first_partition = tile.first_partition;
             work.last_partition = tile.last_partition;
             work.state = state;
+            // Where all keep pace, the pieces between are the other threads'.
+            if (const std::int64_t next = piece + member.count(); next < num_tiles * heads) {
+                const Tile& then = scratch.tiles[static_cast<std::size_t>(next % num_tiles)];
+                const QueryGroup& group = *then.group;
+                work.next_blocks = group.blocks;
+                work.next_data = cache.head(layer, next / num_tiles).data;
+                work.next_first_key = then.first_partition * partition_keys;
+                work.next_keys =
+                    group.positions[then.first_query + then.num_queries - 1] + 1 - work.next_first_key;
+            }
             kernels.attend(work);
             finish(tile, kv_head, {&state, 1}, cache, layer, kernels, out);
         });

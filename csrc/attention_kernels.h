@@ -35,6 +35,11 @@ struct AttentionTile {
     float softcap = 0;        // 0: none
     std::int64_t window = 0;  // 0: none
     std::int64_t first_partition = 0, last_partition = 0;
+    // What the thread most likely attends to afterwards, fetched while this ends; next_keys 0: nothing.
+    const std::int32_t* next_blocks = nullptr;
+    const std::byte* next_data = nullptr;  // its KVHead::data
+    std::int64_t next_first_key = 0;
+    std::int64_t next_keys = 0;  // from next_first_key on
     PartialSoftmax state;          // set to empty, then all partitions are merged into it
     std::byte* scratch = nullptr;  // attention_scratch_bytes, at a multiple of 64
 };
