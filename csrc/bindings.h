@@ -5,6 +5,7 @@
 
 namespace tightpack {
 
+void bind_calibration(nanobind::module_& m);
 void bind_linears(nanobind::module_& m);
 void bind_program(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);

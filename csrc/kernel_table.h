@@ -10,6 +10,7 @@
 
 #include "attention_kernels.h"
 #include "block_formats.h"
+#include "column_rounding.h"
 #include "cpu_features.h"
 #include "packed_linear.h"
 #include "rows.h"
@@ -75,6 +76,8 @@ struct KernelTable {
     void (*rotate_and_store)(const StoreRun& run);
     SamplingKernels sampling;
     TokenProductKernels token_products;
+    // Of outputs [first, last). column_rounding.inc says what it does.
+    void (*round_columns)(const ColumnRounding& work, std::int64_t first_output, std::int64_t last_output);
 };
 
 namespace portable {

@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "array_arguments.h"
 #include "bindings.h"
 #include "kernel_table.h"
 #include "pack_linear.h"
 #include "parallel_for.h"
-#include "token_products.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,38 +22,12 @@ using namespace nb::literals;
 namespace tightpack {
 namespace {
 
-template <class T>
-using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using AnyMatrix = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro>;
-
-[[noreturn]] void refuse(const std::string& message) {
-    throw nb::value_error(message.c_str());
-}
-
-std::int64_t rows_of(const auto& matrix) {
-    return static_cast<std::int64_t>(matrix.shape(0));
-}
-
-std::int64_t columns_of(const auto& matrix) {
-    return static_cast<std::int64_t>(matrix.shape(1));
-}
-
-void check_threads(int threads) {
-    if (threads < 1 || threads > 1024) refuse("threads must be 1 .. 1024, not " + std::to_string(threads));
-}
-
 // That all parts are products of the same input.
 void check_inputs(std::int64_t found, std::int64_t& inputs) {
     if (inputs == 0) inputs = found;
     if (found != inputs || inputs == 0) {
         refuse("parts have " + std::to_string(inputs) + " and " + std::to_string(found) + " inputs");
     }
-}
-
-void check_shape(const auto& matrix, std::int64_t rows, std::int64_t columns, const char* name) {
-    if (rows_of(matrix) == rows && columns_of(matrix) == columns) return;
-    refuse(std::string(name) + " must be [" + std::to_string(rows) + ", " + std::to_string(columns) + "], not [" +
-           std::to_string(rows_of(matrix)) + ", " + std::to_string(columns_of(matrix)) + "]");
 }
 
 // float32, float16, or the bits of bfloat16 as uint16.
@@ -237,23 +211,6 @@ nb::object bound_linear(const PackedLinear& weights, const Matrix<float>& x, con
     return array;
 }
 
-void bound_add_token_products(const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& sums,
-                              const Matrix<std::uint16_t>& left,
-                              const std::optional<Matrix<std::uint16_t>>& right, int threads,
-                              const std::string& instruction_set) {
-    check_threads(threads);
-    const KernelTable& kernels = kernel_table(select_instruction_set(instruction_set));
-    const TokenColumns rows{left.data(), rows_of(left), columns_of(left)};
-    TokenColumns columns = rows;
-    if (right.has_value()) {
-        check_shape(*right, rows.tokens, columns_of(*right), "right");
-        columns = {right->data(), rows_of(*right), columns_of(*right)};
-    }
-    check_shape(sums, rows.width, columns.width, "sums");
-    const nb::gil_scoped_release unlocked;
-    add_token_products(kernels, rows, right.has_value() ? &columns : nullptr, threads, sums.data());
-}
-
 nb::object bound_rounded(const Matrix<float>& x, const RowFormat& format, const std::string& instruction_set) {
     const KernelTable& kernels = kernel_table(select_instruction_set(instruction_set));
     check_shape(x, rows_of(x), format.width, "x");
@@ -329,9 +286,6 @@ void bind_linears(nb::module_& m) {
     m.def("pack_int", &bound_pack_int, "parts"_a, nb::kw_only(), "bits"_a, "group_size"_a, "threads"_a = 1, "arena"_a = nb::none());
     m.def("pack_fp8", &bound_pack_fp8, "parts"_a, "threads"_a = 1, "arena"_a = nb::none());
     m.def("pack_gguf", &bound_pack_gguf, "parts"_a, nb::kw_only(), "precision"_a, "inputs"_a, "threads"_a = 1, "arena"_a = nb::none());
-    m.def("add_token_products", &bound_add_token_products, "sums"_a.noconvert(), "left"_a.noconvert(),
-          "right"_a.noconvert().none() = nb::none(), "threads"_a = 1, nb::kw_only(),
-          "instruction_set"_a = "auto");
     m.def("linear", &bound_linear, "weights"_a, "x"_a, "format"_a, "threads"_a = 1, nb::kw_only(),
           "instruction_set"_a = "auto");
 }

@@ -96,6 +96,7 @@ TypeError where data is no contiguous uint8 vector.)");
 Arguments and errors as of dequantize_blocks. Returns the bits as uint16 [count]; view them as
 ml_dtypes.bfloat16. A NaN stays a NaN; bf16 input is copied unchanged.)");
 
+    tightpack::bind_calibration(m);
     tightpack::bind_linears(m);
     tightpack::bind_program(m);
     tightpack::bind_sampler(m);

@@ -189,6 +189,26 @@ def add_token_products(
     A sum has the same bits however many threads compute. Raises ValueError for shapes that do not fit.
     """
 
+def round_columns(
+    state: NDArray[np.float32],
+    held: NDArray[np.float32] | None,
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.float32] | None,
+    group_of_column: NDArray[np.int32],
+    bits: int,
+    pivots: NDArray[np.float32],
+    influence: NDArray[np.float32],
+    codes: NDArray[np.float32],
+    changes: NDArray[np.float32],
+    threads: int = 1,
+    *,
+    instruction_set: str = "auto",
+) -> None:
+    """Columns rounded in turn, as `calibration.column_rounding.round_block` says; codes, changes: results.
+
+    Raises ValueError for shapes that do not fit, more than 128 columns, and groups that are not there.
+    """
+
 class ThreadTeam:
     """Threads that stay, shared by programs and the sampler: between pieces of work they spin, then sleep.
 

@@ -30,9 +30,9 @@ def plain_sweep(weight, hessian, codes, grid, order):
 def test_each_column_gets_the_cheapest_code_given_the_others(weight, hessian, symmetric, block):
     whole = min_max_grid(weight.reshape(24, 4, 16), bits=4, symmetric=symmetric)
     codes = whole.unsqueeze().codes(weight.reshape(24, 4, 16)).reshape(24, 64)
-    grid = whole.of_columns(COLUMN_GROUPS)
+    grid = whole.by_input().rows(COLUMN_GROUPS).by_input()
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    found = descend(weight, hessian, codes, grid, order, block=block)
+    found = descend(weight, hessian, codes, whole, order, block=block)
     expected = plain_sweep(weight, hessian, codes, grid, order.tolist())
     assert (found.numpy() == expected).mean() > 0.99
     assert not torch.equal(found, codes)
@@ -42,5 +42,5 @@ def test_a_solution_that_cannot_be_improved_stays(weight):
     diagonal = torch.diag(torch.linspace(0.5, 2.0, 64))
     whole = min_max_grid(weight.reshape(24, 4, 16), bits=4, symmetric=True)
     codes = whole.unsqueeze().codes(weight.reshape(24, 4, 16)).reshape(24, 64)
-    found = descend(weight, diagonal, codes, whole.of_columns(COLUMN_GROUPS), torch.arange(64))
+    found = descend(weight, diagonal, codes, whole, torch.arange(64))
     assert (found == codes).float().mean() > 0.999

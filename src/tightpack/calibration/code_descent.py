@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tightpack.calibration.column_rounding import round_block
 from tightpack.calibration.integer_grid import IntegerGrid
 from tightpack.calibration.products import times_transposed
 
@@ -20,30 +21,26 @@ def descend(
     """One sweep over the columns in `order`: each gets the codes of least e^T H e, all other columns held.
 
     weight, codes: float32 [outputs, inputs]. hessian: float32 [inputs, inputs], its diagonal above 0.
-    grid: of shape [outputs, inputs], a column each (`IntegerGrid.of_columns`). order: int64 [inputs].
+    grid: of shape [outputs, groups]. order: int64 [inputs]. block: at most MOST_COLUMNS.
     Returns codes [outputs, inputs]; no row's e^T H e is higher than before, but for float32's rounding.
     """
     # In the order of the sweep, input by input, so that the column at hand is contiguous.
-    scales = _by_input(grid.scales, order)
-    zeros = None if grid.zeros is None else _by_input(grid.zeros, order)
+    grid = grid.by_input()
+    groups = (order // (weight.shape[1] // grid.scales.shape[0])).to(torch.int32)
     hessian = hessian[order][:, order]
     found = _by_input(codes, order)
-    values = IntegerGrid(scales, zeros, grid.bits).values(found)
+    values = grid.rows(groups).values(found)
     # What each column's error, with that of the columns it is correlated with, asks of it: H (w - w').
     wanted = times_transposed(hessian, (_by_input(weight, order) - values).T)
-    curvature = hessian.diagonal().tolist()
+    curvature = hessian.diagonal().contiguous()
     for first in range(0, len(order), block):
         last = min(first + block, len(order))
-        moves = torch.empty_like(values[first:last])
-        for index in range(first, last):
-            one = IntegerGrid(scales[index], None if zeros is None else zeros[index], grid.bits)
-            found[index] = one.codes(values[index] + wanted[index] / curvature[index])
-            move = moves[index - first]
-            torch.sub(one.values(found[index]), values[index], out=move)
-            if index + 1 < last:
-                wanted[index + 1 : last].addr_(hessian[index, index + 1 : last], move, alpha=-1.0)
+        own = slice(first, last)
+        found[own], moves = round_block(
+            wanted[own], grid, groups[own], curvature[own], hessian[own, own], values[own]
+        )
         if last < len(order):
-            wanted[last:] -= times_transposed(hessian[last:, first:last], moves.T)
+            wanted[last:] -= times_transposed(hessian[last:, own], moves.T)
     result = torch.empty_like(found)
     result[order] = found
     return result.T.contiguous()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tightpack.calibration.checks import check_hessian, check_weight
 from tightpack.calibration.clip import clipped_ranges
 from tightpack.calibration.code_descent import descend
+from tightpack.calibration.column_rounding import MOST_COLUMNS, round_block
 from tightpack.calibration.hessian import damped, inverse_factor
 from tightpack.calibration.integer_grid import IntegerGrid, int_weight, min_max_grid
 from tightpack.calibration.products import times_transposed
@@ -51,8 +52,8 @@ def gptq(
     check_weight(weight, group_size)
     outputs, inputs = weight.shape
     check_hessian(hessian, inputs)
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    if not 1 <= block <= MOST_COLUMNS:
+        raise ValueError(f"block must be 1 .. {MOST_COLUMNS}, got {block}")
     if damping < 0:
         raise ValueError(f"damping must be at or above 0, got {damping}")
     weight = weight.to(torch.float32)
@@ -69,43 +70,33 @@ def gptq(
         order = torch.argsort(diagonal, descending=True, stable=True)
     factor = inverse_factor(hessian[order][:, order], damping).to(torch.float32)
     codes = torch.empty(inputs, outputs, device=weight.device)
-    group_of_column = torch.arange(inputs, device=weight.device) // group_size
-    columns_grid = grid.of_columns(group_of_column[order])
-    codes[order] = _solve(weight[:, order].T.contiguous(), factor, columns_grid, block)
+    groups = (order // group_size).to(torch.int32)
+    codes[order] = _solve(weight.T.contiguous()[order], factor, grid, groups, block)
     found = codes.T.contiguous()
     softened = damped(hessian, damping)
     for _ in range(sweeps):
         if refit:
             grid = refitted_scales(weight, softened, found, grid, group_size, scale_dtype=scale_dtype)
-        found = descend(weight, softened, found, grid.of_columns(group_of_column), order, block=block)
+        found = descend(weight, softened, found, grid, order, block=block)
     if refit:
         grid = refitted_scales(weight, softened, found, grid, group_size, scale_dtype=scale_dtype)
     return int_weight(found, grid, group_size)
 
 
-def _solve(columns: Tensor, factor: Tensor, grid: IntegerGrid, block: int) -> Tensor:
+def _solve(columns: Tensor, factor: Tensor, grid: IntegerGrid, groups: Tensor, block: int) -> Tensor:
     """Codes [inputs, outputs] of `columns` [inputs, outputs], which is overwritten.
 
-    factor: `inverse_factor`'s U in the columns' order. grid: of shape [outputs, inputs].
-    Matrices lie input by input, so that the column at hand is contiguous.
+    factor: `inverse_factor`'s U in the columns' order. grid: of shape [outputs, groups]. groups: int32
+        [inputs], the group of each column. Matrices lie input by input, so that a column is contiguous.
     """
     inputs = columns.shape[0]
     codes = torch.empty_like(columns)
-    scales = grid.scales.T.contiguous()
-    zeros = None if grid.zeros is None else grid.zeros.T.contiguous()
-    pivots = factor.diagonal().tolist()
+    grid = grid.by_input()
+    pivots = factor.diagonal().contiguous()
     for first in range(0, inputs, block):
         last = min(first + block, inputs)
-        errors = torch.empty_like(columns[first:last])
-        for index in range(first, last):
-            column = columns[index]
-            one = IntegerGrid(scales[index], None if zeros is None else zeros[index], grid.bits)
-            codes[index] = one.codes(column)
-            error = errors[index - first]
-            torch.sub(column, one.values(codes[index]), out=error)
-            error /= pivots[index]
-            if index + 1 < last:
-                columns[index + 1 : last].addr_(factor[index, index + 1 : last], error, alpha=-1.0)
+        own = slice(first, last)
+        codes[own], errors = round_block(columns[own], grid, groups[own], pivots[own], factor[own, own], None)
         if last < inputs:
-            columns[last:] -= times_transposed(factor[first:last, last:].T, errors.T)
+            columns[last:] -= times_transposed(factor[own, last:].T, errors.T)
     return codes

@@ -53,10 +53,15 @@ class IntegerGrid:
         zeros = None if self.zeros is None else self.zeros.unsqueeze(-1)
         return IntegerGrid(self.scales.unsqueeze(-1), zeros, self.bits)
 
-    def of_columns(self, group_of_column: Tensor) -> IntegerGrid:
-        """From scales [outputs, groups] to [outputs, columns]; group_of_column: int64 [columns]."""
-        zeros = None if self.zeros is None else self.zeros[:, group_of_column]
-        return IntegerGrid(self.scales[:, group_of_column], zeros, self.bits)
+    def by_input(self) -> IntegerGrid:
+        """From scales [outputs, groups] to [groups, outputs]: what a column is rounded to lies together."""
+        zeros = None if self.zeros is None else self.zeros.T.contiguous()
+        return IntegerGrid(self.scales.T.contiguous(), zeros, self.bits)
+
+    def rows(self, index: Tensor) -> IntegerGrid:
+        """The rows `index` of scales and zero points; int64 or int32, of any shape."""
+        zeros = None if self.zeros is None else self.zeros[index]
+        return IntegerGrid(self.scales[index], zeros, self.bits)
 
 
 def stored_scales(scales: Tensor, scale_dtype: torch.dtype) -> Tensor:
