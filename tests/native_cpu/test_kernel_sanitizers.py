@@ -37,8 +37,8 @@ def build(directory: Path, sanitizers: str, target: str, *options: str) -> None:
 
 def test_kernels_are_clean_under_sanitizers(tmp_path: Path) -> None:
     build(tmp_path, "address,undefined", "all")
-    for test in ("kernel_tests", "linear_tests", "row_kernel_tests", "concurrency_tests"):
-        assert "passed" in run(tmp_path / test)
+    for part in ("calibration", "kernel", "linear", "row_kernel", "concurrency"):
+        assert "passed" in run(tmp_path / f"{part}_tests")
 
 
 def test_threads_share_nothing_without_a_barrier(tmp_path: Path) -> None:
